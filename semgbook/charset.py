@@ -95,7 +95,7 @@ class KeyTable:
         "The same keys without some of them; the labels close up."
         lacking = [c for c in chars if c not in self.chars]
         if lacking: raise CharsetError(f"charset {self.name!r} has no {lacking[0]!r}; it has {''.join(self.chars)!r}")
-        kept = [(k, c) for k, c in zip(self.keys, self.chars) if c not in chars]
+        kept = [(k, c) for k, c in zip(self.keys, self.chars, strict=True) if c not in chars]
         return type(self)(name, tuple(k for k, _ in kept), tuple(c for _, c in kept))
 
 # %% ../nbs/10_charset.ipynb #memo

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['WORD', 'ENCODERS', 'BlockSpec', 'format_value', 'block_options', 'parse_value', 'EncoderError', 'point_at', 'suggest',
-           'parse_options', 'parse_encoder', 'format_encoder', 'Encoder', 'check_frames', 'build_encoder',
-           'encoder_table']
+           'parse_options', 'parse_encoder', 'format_encoder', 'compose_context', 'Encoder', 'check_frames',
+           'build_encoder', 'encoder_table']
 
-# %% ../nbs/31_encoders.ipynb #6428fa75
+# %% ../nbs/31_encoders.ipynb #6ff1040d
 import difflib
 import inspect
 import re
@@ -17,8 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .axes import compose_fields
-from .blocks import BLOCKS, BlockError
+from .blocks import BLOCKS
 
 # %% ../nbs/31_encoders.ipynb #blockspec
 @dataclass(frozen=True)
@@ -131,6 +130,18 @@ def format_encoder(
     "Write specs as a line; parsing it gives the same specs."
     return " ".join(map(str, specs))
 
+# %% ../nbs/31_encoders.ipynb #compose-context
+def compose_context(
+    blocks, # in the order in which the data meets them
+)->tuple: # context (left, right) in input frames or None, and stride
+    "Context and stride of blocks in a row."
+    left, right, stride, bounded = 0, 0, 1, True
+    for block in blocks:
+        bounded = bounded and block.context is not None
+        if bounded: left, right = (edge + step * stride for edge, step in zip((left, right), block.context))
+        stride *= block.stride
+    return (left, right) if bounded else None, stride
+
 # %% ../nbs/31_encoders.ipynb #encoder
 class Encoder(nn.Module):
     "A row of blocks: frames to features in time."
@@ -151,17 +162,8 @@ class Encoder(nn.Module):
                 self.blocks[f"{spec.name}{seen[spec.name]}"], shape = block, block.out_shape
         if len(shape) > 1: raise EncoderError(f"the encoder {format_encoder(self.specs)!r} ends in frames {shape}: add mlp or flatten, which make features")
         self.out_features, = shape
-        fields = [(1 + sum(b.context or ()), b.stride) for b in self.blocks.values()]
-        self.field, self.stride = compose_fields(*fields)
-        if any(b.context is None for b in self.blocks.values()): self.field = None
-
-    @property
-    def context(self): # (left, right) in input frames, or None
-        "Input frames that an output sees before and after its own frame; None: unbounded."
-        if self.field is None: return None
-        blocks = list(self.blocks.values())
-        right = sum(b.context[1] * compose_fields(*[(1, p.stride) for p in blocks[:i]])[1] for i, b in enumerate(blocks))
-        return self.field - 1 - right, right
+        self.context, self.stride = compose_context(self.blocks.values())
+        self.field = None if self.context is None else 1 + sum(self.context)
 
     def out_lengths(self,
         lengths, # (N,) valid frames coming in: tensor, array or int
@@ -210,7 +212,10 @@ def build_encoder(
     n_freqs:int, # frequency bins, F
 )->Encoder: # with fresh weights
     "Make an encoder from its name or from a line."
-    return Encoder(ENCODERS.get(name_or_line.strip(), name_or_line), n_bands, n_channels, n_freqs)
+    name = name_or_line.strip()
+    if name.isidentifier() and name not in ENCODERS and name not in BLOCKS:
+        raise EncoderError(f"no encoder is called {name!r}: {suggest(name, ENCODERS)}; or write a line of blocks: {', '.join(BLOCKS)}")
+    return Encoder(ENCODERS.get(name, name_or_line), n_bands, n_channels, n_freqs)
 
 # %% ../nbs/31_encoders.ipynb #encoder-table
 def encoder_table(

@@ -145,8 +145,7 @@ class WindowIndex:
     def draw_limits(self, indices): # (N,) window numbers
         "How many shifts each window can choose from, counted from 0: (N,); 0 where there is nothing to draw."
         _, part, start = self.locate(indices)
-        left_over = self._stop[part] - (start + self._length[part])
-        return np.minimum(self.spec.step, left_over) * self.jitter
+        return np.minimum(self.spec.step, self._stop[part] - start - self._length[part]) * self.jitter
 
     def plan(self, indices, generator=None, draws=None): # window numbers; a torch generator, or the shifts themselves
         "Where the windows lie this time."

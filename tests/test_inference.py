@@ -1,0 +1,84 @@
+"Whole sessions in chunks: equal where equality is claimed, as trained where it is not."
+import numpy as np
+import pytest
+import torch
+from toys import toy_corpus, toy_recipe
+
+from semgbook.charset import get_charset
+from semgbook.inference import chunk_emissions, decode_stretch, plan_bounded, plan_chunks, plan_windows, score_sessions
+from semgbook.session import list_sessions, open_session
+from semgbook.splits import Part
+from semgbook.store import SignalStore
+from semgbook.training import build_model, load_data, sample_field, sample_stride, score_windows
+
+BOUNDED = ["norm mlp(features=16) tds:1(channels=4,kernel=8)", "norm mlp(features=16) tds:3(channels=4,kernel=5)"]
+QWERTY = get_charset("qwerty")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory): return toy_corpus(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="module")
+def session(corpus): return open_session(list_sessions(corpus)[0])
+
+
+@pytest.mark.parametrize("n, field, stride, chunk", [(30, 10, 2, 4), (10, 10, 2, 4), (9, 10, 2, 4), (1000, 64, 16, 7), (1001, 64, 16, 1), (4321, 2048, 128, 3)])
+def test_bounded_plan_covers_every_emission_once(n, field, stride, chunk):
+    plan, total = plan_bounded(n, field, stride, chunk), max((n - field) // stride + 1, 0)
+    emissions = [a // stride + i for a, b in zip(plan.starts, plan.stops) for i in range((b - a - field) // stride + 1)]
+    assert emissions == list(range(total)) and (len(plan) == 0 or plan.stops.max() <= n)
+
+
+@pytest.mark.parametrize("n", [1, 799, 800, 801, 2500])
+def test_windows_tile_the_stretch(n):
+    plan = plan_windows(n, 800, 180, 20)
+    assert plan.starts[0] == 0 and plan.stops[-1] == n and len(plan) == -(-n // 800)
+
+
+@pytest.mark.parametrize("encoder", BOUNDED)
+@pytest.mark.parametrize("chunk_s", [0.3, 5.0])
+def test_chunks_equal_the_full_pass(corpus, session, encoder, chunk_s):
+    recipe = toy_recipe(corpus, encoder=encoder)
+    torch.manual_seed(0)
+    model, store = build_model(recipe, 2, 16).eval(), SignalStore([session])
+    full = torch.cat(list(chunk_emissions(model, store, 0, 0, plan_bounded(session.n_samples, sample_field(model), sample_stride(model), 10**9))))
+    parts = torch.cat(list(chunk_emissions(model, store, 0, 0, plan_chunks(model, session.n_samples, recipe, session.rate_hz, chunk_s))))
+    assert full.shape == parts.shape and float((full - parts).abs().max()) < 1e-4
+
+
+def test_a_stretch_is_read_from_where_it_begins(corpus, session):
+    recipe = toy_recipe(corpus)
+    torch.manual_seed(0)
+    model, store = build_model(recipe, 2, 16).eval(), SignalStore([session])
+    start = 16 * 100
+    part = Part(session, start, session.n_samples)
+    full = torch.cat(list(chunk_emissions(model, store, 0, 0, plan_chunks(model, session.n_samples, recipe, session.rate_hz))))
+    tail = torch.cat(list(chunk_emissions(model, store, 0, start, plan_chunks(model, part.stop - part.start, recipe, session.rate_hz))))
+    assert float((full[100:] - tail).abs().max()) < 1e-4
+
+
+def test_unbounded_chunks_are_the_windows_of_validation(corpus):
+    "A recurrent model reads a session exactly as its validation windows were read, plus the tail."
+    recipe = toy_recipe(corpus, encoder="norm mlp(features=16) bilstm(hidden=8)")
+    torch.manual_seed(0)
+    model, data = build_model(recipe, 2, 16).eval(), load_data(recipe)
+    part = data.split.val[0]
+    windowed = "".join(score_windows(model, data.val, data.charset, torch.device("cpu")).predictions)
+    whole = decode_stretch(model, SignalStore([part.session]), 0, part, data.charset, recipe)
+    assert len(windowed) > 10 and whole.startswith(windowed)
+
+
+def test_references_are_everything_typed(corpus, session):
+    recipe = toy_recipe(corpus)
+    result = score_sessions(build_model(recipe, 2, 16), (Part(session, 0, session.n_samples),), QWERTY, recipe)[0]
+    assert result.reference == "".join(session.keys) and result.counts.n_predicted == len(result.prediction)
+    half = score_sessions(build_model(recipe, 2, 16), (Part(session, 0, session.n_samples // 2),), QWERTY, recipe)[0]
+    assert result.reference.startswith(half.reference) and 0 < len(half.reference) < len(result.reference)
+
+
+def test_scoring_leaves_the_mode_as_it_was(corpus, session):
+    recipe = toy_recipe(corpus)
+    model = build_model(recipe, 2, 16).train()
+    score_sessions(model, (Part(session, 0, session.n_samples),), QWERTY, recipe)
+    assert model.training

@@ -1,0 +1,143 @@
+"Training: the published schedule, repeatable runs, resuming, and what happens when nothing can be learnt."
+import dataclasses
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from toys import toy_corpus, toy_recipe
+
+from semgbook.recipes import Optimiser, preset
+from semgbook.training import build_model, build_optimiser, count_parameters, fit, is_better, load_data, load_weights, sample_field, sample_stride, save_weights, score_windows
+
+NUMBERS = ("epoch", "step", "lr", "train_loss", "train_cer", "val_loss", "val_cer", "val_blank_fraction")
+
+
+def numbers(history): return [[row[n] for n in NUMBERS] for row in history]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory): return toy_corpus(tmp_path_factory.mktemp("toy"))
+
+
+def rates(settings, epochs, per_epoch=3):
+    optimiser, schedule = build_optimiser([torch.nn.Parameter(torch.zeros(1))], settings, epochs * per_epoch, per_epoch)
+    out = []
+    for _ in range(epochs * per_epoch):
+        out.append(optimiser.param_groups[0]["lr"]); optimiser.step(); schedule.step()
+    return np.array(out)
+
+
+def test_per_epoch_schedule_is_the_published_one(shared):
+    for run in json.loads(shared("golden/lr_schedule.json").read_text())["runs"]:
+        settings = Optimiser(lr=run["base_lr"], final_lr=run["final_lr"], warmup=run["warmup_epochs"] / run["max_epochs"], per_epoch=True)
+        np.testing.assert_allclose(rates(settings, run["max_epochs"])[::3], run["lr"], rtol=1e-9)
+
+
+def test_per_step_schedules_begin_at_once_and_end_low():
+    for schedule in ("warmup_cosine", "one_cycle"):
+        got = rates(Optimiser(schedule=schedule, warmup=0.3), 50)
+        assert got[3] > got[0] and np.isclose(got.max(), 1e-3, rtol=1e-2) and got[-1] < 2e-5
+    assert set(rates(Optimiser(schedule="constant"), 5)) == {1e-3}
+
+
+def test_same_seed_same_history_and_another_seed_another(corpus, tmp_path):
+    recipe = toy_recipe(corpus)
+    first, again = (fit(recipe, load_data(recipe), tmp_path / name)[1] for name in "ab")
+    other = toy_recipe(corpus, training__seed=1)
+    assert numbers(first) == numbers(again) != numbers(fit(other, load_data(other), tmp_path / "c")[1])
+
+
+@pytest.mark.parametrize("encoder", ["norm mlp(features=16) tds:1(channels=4,kernel=8)", "norm mlp(features=16) bilstm(hidden=8)"])
+@pytest.mark.parametrize("stop_after", [1, 3])
+def test_resumed_equals_undisturbed(corpus, tmp_path, encoder, stop_after):
+    recipe = toy_recipe(corpus, training__epochs=4, encoder=encoder, optimiser__accumulate=2, training__decode_train_every=2)
+
+    class PowerCut(Exception): pass
+
+    def cut(ledger, better):
+        if len(ledger.history) == stop_after: raise PowerCut
+
+    with pytest.raises(PowerCut): fit(recipe, load_data(recipe), tmp_path / "cut", on_epoch=cut)
+    resumed_model, resumed = fit(recipe, load_data(recipe), tmp_path / "cut")
+    model, history = fit(recipe, load_data(recipe), tmp_path / "whole")
+    assert numbers(resumed) == numbers(history)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), resumed_model.state_dict().values()))
+
+
+def test_a_finished_run_fits_no_further(corpus, tmp_path):
+    recipe = toy_recipe(corpus)
+    first, again = (fit(recipe, load_data(recipe), tmp_path)[1] for _ in range(2))
+    assert numbers(first) == numbers(again)
+
+
+def test_patience_stops_early(corpus, tmp_path):
+    recipe = toy_recipe(corpus, training__epochs=30, training__patience=2, optimiser__lr=1e-9)
+    history = fit(recipe, load_data(recipe), tmp_path)[1]
+    best = min(history, key=lambda r: (r["val_cer"], r["val_loss"]))
+    assert len(history) - 1 - best["epoch"] <= 2 or len(history) < 30
+
+
+def test_bf16_trains(corpus, tmp_path):
+    recipe = toy_recipe(corpus, training__precision="bf16-mixed")
+    history = fit(recipe, load_data(recipe), tmp_path)[1]
+    assert all(np.isfinite(r["train_loss"]) for r in history) and history[-1]["train_loss"] < history[0]["train_loss"]
+
+
+def test_a_silent_model_is_spoken_of(corpus, tmp_path):
+    recipe = toy_recipe(corpus, training__epochs=10, optimiser__lr=1e-7, blank_bias=20.0)
+    with pytest.warns(UserWarning, match="blank"): fit(recipe, load_data(recipe), tmp_path)
+
+
+def test_sessions_without_a_key_press(tmp_path):
+    "A corpus in which nobody types has no error rate; training goes through all the same."
+    recipe = toy_recipe(toy_corpus(tmp_path / "quiet", presses=False), training__epochs=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        history = fit(recipe, load_data(recipe), tmp_path / "run")[1]
+    assert history[-1]["val_cer"] is None and np.isfinite(history[-1]["val_loss"])
+
+
+def test_score_does_not_depend_on_batch_size(corpus):
+    small, large = (load_data(toy_recipe(corpus, training__batch_size=n)) for n in (2, 7))
+    torch.manual_seed(0)
+    model = build_model(toy_recipe(corpus), 2, 16)
+    a, b = (score_windows(model, d.val, d.charset, torch.device("cpu")) for d in (small, large))
+    assert a.predictions == b.predictions and a.counts == b.counts and a.loss == pytest.approx(b.loss, rel=1e-5)
+
+
+def test_unknown_user_and_mixed_rates_are_refused(corpus, tmp_path):
+    with pytest.raises(ValueError, match="nobody"): load_data(toy_recipe(corpus, data__users=["nobody"]))
+    mixed = toy_corpus(tmp_path / "mixed", n_sessions=2)
+    (mixed / "toy-1.hdf5").rename(mixed / "toy-9.hdf5")
+    toy_corpus(mixed, n_sessions=2, rate=400.0)
+    with pytest.raises(ValueError): load_data(toy_recipe(mixed))
+
+
+def test_weights_round_trip_and_wrong_architecture(corpus, tmp_path):
+    model, other = build_model(toy_recipe(corpus), 2, 16), build_model(toy_recipe(corpus, encoder="norm mlp(features=8) tds:1(channels=4,kernel=8)"), 2, 16)
+    path = save_weights(model, tmp_path / "m.safetensors")
+    twin = load_weights(build_model(toy_recipe(corpus), 2, 16), path)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), twin.state_dict().values()))
+    with pytest.raises(ValueError, match="m.safetensors"): load_weights(other, path)
+
+
+def test_published_sizes():
+    tds = build_model(preset("tds_generic"), 2, 16)
+    assert (count_parameters(tds), sample_field(tds), sample_stride(tds)) == (5_293_315, 2048, 16)
+    kao = build_model(preset("bilstm_kao"), 2, 8)
+    assert sample_field(kao) is None and kao.head.linear.out_features == 7
+    signal, lengths = torch.randn(2, 1000, 2, 8), torch.tensor([1000, 820])
+    assert kao.eval()(signal, lengths).lengths.tolist() == [94, 76]
+
+
+def test_better_is_a_total_order():
+    rows = [{"val_cer": c, "val_loss": v} for c, v in ((None, 1.0), (100.0, 3.0), (100.0, 2.0), (30.0, 9.0), (30.0, float("nan")))]
+    assert [is_better(rows[3], r) for r in rows] == [True, True, True, False, True]
+    assert all(is_better(r, None) for r in rows)
+
+
+def test_frozen_run_data(corpus):
+    data = load_data(toy_recipe(corpus))
+    assert dataclasses.is_dataclass(data) and data.n_channels == 16 and data.description
