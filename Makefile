@@ -35,7 +35,6 @@ $(STAMP): constraints.txt settings.ini setup.py pyproject.toml
 book: $(STAMP) ## write the embedded corpus, run the small suite through papermill, leave reports/report.html
 	$(BIN)/semgbook synth embedded
 	$(BIN)/semgbook book smoke
-	$(BIN)/semgbook report
 
 test: $(STAMP) ## every test, every notebook among them
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 $(ARGS)
@@ -58,7 +57,7 @@ docs: $(STAMP) ## the documentation site, in _docs
 	OMP_NUM_THREADS=1 $(BIN)/python nbs/_site/build.py
 
 lab: $(STAMP) ## JupyterLab at the notebooks
-	$(BIN)/jupyter lab --notebook-dir=nbs
+	$(BIN)/semgbook lab
 
 pins: $(STAMP) ## resolve settings.ini anew into constraints.txt (keeps what still fits)
 	cp constraints.txt $(VENV)/pins.txt
@@ -67,7 +66,7 @@ pins: $(STAMP) ## resolve settings.ini anew into constraints.txt (keeps what sti
 	mv $(VENV)/pinned.txt constraints.txt
 
 clean: ## remove what was built: site, report, caches (never runs, never data)
-	rm -rf _docs _exec _proc build dist .pytest_cache .ruff_cache reports/report.html reports/report.ipynb
+	rm -rf _docs _exec _prep _proc _pages build dist .pytest_cache .ruff_cache reports/report.html reports/report.ipynb
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean ## the environment and the synthetic corpus too (reports/runs and data/raw stay)

@@ -133,8 +133,8 @@ class RotationInvariantMLP(Block):
     )->torch.Tensor: # (N, T, D) with D = features * B, band fastest
         "One product per band for all rotations, then the mean over rotations."
         n, out = len(self.offsets), []
-        for band, (first, *rest) in enumerate(self.bands):
-            y = functional.linear(x[:, :, band].flatten(2), self.rolled(first.weight), first.bias.repeat(n))
+        for band, (first, *rest) in zip(x.unbind(2), self.bands):
+            y = functional.linear(band.flatten(2), self.rolled(first.weight), first.bias.repeat(n))
             y = functional.relu(y, inplace=True).unflatten(2, (n, -1))  # (N, T, R, D)
             for layer in rest: y = functional.relu(layer(y), inplace=True)
             out.append(y.mean(2))

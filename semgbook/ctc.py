@@ -154,11 +154,17 @@ class AllBlankDetector:
     def end_epoch(self,
         lr:float=None, # learning rate now, for the message
     )->str: # message with remedies, or "" when there is nothing to say
-        "Close an epoch."
+        "Close an epoch whose batches were added."
         blank, valid = int(self.blank), int(self.valid)
         self.blank = self.valid = 0
-        if not valid: return ""
-        self.share = blank / valid
+        return self.epoch(blank / valid, lr) if valid else ""
+
+    def epoch(self,
+        share:float, # frames won by the blank, 0 to 1
+        lr:float=None, # learning rate now, for the message
+    )->str: # message with remedies, or "" when there is nothing to say
+        "Close an epoch whose share of blank frames is known."
+        self.share = float(share)
         self.epochs = self.epochs + 1 if self.share >= self.threshold else 0
         if not self.epochs or self.epochs % self.patience: return ""
         return ALL_BLANK.format(share=self.share, epochs=self.epochs, lr="not known" if lr is None else f"{lr:.1e}")

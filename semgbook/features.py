@@ -60,7 +60,7 @@ def new_memory(
     return torch.from_numpy(np.empty(shape, np.float32))
 
 # %% ../nbs/20_features.ipynb #log-power-by-matmul
-TILE = 256  # frames done at a time: real and imaginary part of 32 electrodes take 2 MB
+TILE = 1024  # frames done at a time: one window of the corpus, 4 MB of numbers
 
 
 def log_power_by_matmul(

@@ -28,7 +28,7 @@ from .metrics import PUBLISHED, align
 from .repro import atomic_write, stable_hash
 
 # %% ../nbs/60_figures.ipynb #colour-of
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7B4FA3", "#6B6B6B")
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#332288", "#661100")
 KIND_COLOURS = dict(missed="#33475B", wrong="#8FA3B8", extra="#E0B060")  # kinds of error; no method has these
 INK, SOFT, GRID = "#22272B", "#6A737B", "#E7EAED"                        # text, minor text, grid lines
 _METHODS = {"tds": PALETTE[0], "bilstm": PALETTE[1]}                     # colours given so far in this process
@@ -56,10 +56,11 @@ def tint(
 # %% ../nbs/60_figures.ipynb #figureerror
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
 _AXIS = dict(gridcolor=GRID, zeroline=False, showline=False, ticks="", automargin=True,
+             ticklabelstandoff=6,
              title=dict(font=dict(size=13, color=SOFT), standoff=10), tickfont=dict(color=SOFT))
 TEMPLATE = go.layout.Template(layout=dict(
     font=dict(family=FONT, size=13, color=INK), paper_bgcolor="white", plot_bgcolor="white", colorway=PALETTE, height=450,
-    margin=dict(l=60, r=20, t=90, b=50), xaxis=_AXIS, yaxis=_AXIS, hovermode="closest", bargap=0.3,
+    margin=dict(l=60, r=40, t=90, b=50), xaxis=_AXIS, yaxis=_AXIS, hovermode="closest", bargap=0.3,
     title=dict(x=0, xref="paper", xanchor="left", yref="container", y=0.96, yanchor="top", font=dict(size=17), subtitle=dict(font=dict(size=13, color=SOFT))),
     legend=dict(orientation="h", x=0, xanchor="left", y=1.01, yanchor="bottom", title=dict(text="")),
     hoverlabel=dict(bgcolor="white", bordercolor=GRID, font=dict(family=FONT, color=INK))))
@@ -117,7 +118,8 @@ def loss_curves(
     protocol: str = "", # how it was measured
 ) -> go.Figure:
     "CTC loss per epoch, training and validation."
-    return _curves(histories, "loss", "loss %{y:.3f}", "CTC loss (nats per character)", "Loss per epoch", protocol, yaxis_type="log", yaxis_dtick="D2")
+    return _curves(histories, "loss", "loss %{y:.3f}", "CTC loss (nats per character)", "Loss per epoch", protocol,
+                   yaxis=dict(type="log", tickvals=[m * 10.0**e for e in range(-4, 4) for m in (1, 2, 5)], tickformat="~g"))
 
 
 def cer_curves(
@@ -127,45 +129,64 @@ def cer_curves(
     "Character error rate per epoch, training and validation."
     return _curves(histories, "cer", "CER %{y:.2f} %", "CER (% of typed characters)", "Character error rate per epoch", protocol, yaxis_rangemode="tozero")
 
-# %% ../nbs/60_figures.ipynb #places
+# %% ../nbs/60_figures.ipynb #part
+_PALE = dict(train=0.75, val=0.55, other=0.3, test=0)  # share of white in the bars of each part of the data, in their order
+
+
+def _part(phase):
+    "The part of the data a phase belongs to: val_no_rest is a val."
+    return next((part for part in _PALE if phase.startswith(part)), "other")
+
+
 def _places(rows):
     "Row positions with a gap between methods, the tick labels, and a colour per row."
-    names, phases = rows["method"].astype(str), list(dict.fromkeys(rows["phase"]))
+    names, phases = rows["method"].astype(str), sorted(dict.fromkeys(rows["phase"]), key=lambda p: list(_PALE).index(_part(p)))
     if "seed" in rows and rows.duplicated(["method", "phase"]).any(): names += ", seed " + rows["seed"].astype(str)
     copy = rows.groupby([names, "phase"]).cumcount()  # the same name and phase again: a further run
     names = names.where(copy == 0, names + " (" + (copy + 1).astype(str) + ")")
-    runs = list(dict.fromkeys(names))
+    runs = list(dict.fromkeys(names.iloc[np.argsort(pd.factorize(rows["method"])[0], kind="stable")]))
     y = [runs.index(n) * (len(phases) + 0.7) + phases.index(p) for n, p in zip(names, rows["phase"], strict=True)]
     first = ~names.duplicated()
     wrapped = [re.sub(r"(.{12,}?) (?=.{6})", r"\1<br>", html.escape(n)) for n in names]
     labels = [f"<b>{w}</b>  {p}" if f else str(p) for w, p, f in zip(wrapped, rows["phase"], first, strict=True)]
-    white = [0.55 * (1 - phases.index(p) / max(len(phases) - 1, 1)) for p in rows["phase"]]
-    colours = [tint(colour_of(m), w) for m, w in zip(rows["method"], white, strict=True)]
+    colours = [tint(colour_of(m), _PALE[_part(p)]) for m, p in zip(rows["method"], rows["phase"], strict=True)]
     axis = dict(tickvals=y, ticktext=labels, autorange="reversed", showgrid=False, tickfont=dict(color=INK))
     return y, axis, colours, 150 + round(40 * (max(y) + 1))
 
+# %% ../nbs/60_figures.ipynb #end-labels
+def _end_labels(fig, values, ends, y):
+    "The number at the end of each bar, and an axis that leaves room for it."
+    fig.add_scatter(x=ends, y=y, text=[f"  {v:.1f}" for v in values], mode="text", textposition="middle right", cliponaxis=False, hoverinfo="skip", showlegend=False)
+    fig.update_xaxes(range=[0, 1.04 * max(ends) or 1])
 
+
+def _complete(rows, needed, optional=()):
+    "The rows that have all needed numbers, as floats; optional columns are filled with NaN."
+    need_columns(rows, ["method", "phase", *needed], "the table of results")
+    rows = rows.reindex(columns=list(dict.fromkeys([*rows.columns, *optional]))).astype(dict.fromkeys([*needed, *optional], float))
+    rows = rows.dropna(subset=needed).reset_index(drop=True)
+    if rows.empty: raise FigureError(f"no row of the table of results has values of {', '.join(needed)}; nothing to draw")
+    return rows
+
+# %% ../nbs/60_figures.ipynb #error-bars
 def error_bars(
     rows: pd.DataFrame,  # method, phase, cer and, where known, low, high, published; percent
     protocol: str = "",  # how it was measured
     interval: str = "95 % interval", # what low and high are
 ) -> go.Figure:
     "CER per method and phase, with intervals and published values."
-    need_columns(rows, ["method", "phase", "cer"], "the table of results")
-    rows = rows.reindex(columns=[*rows.columns, *({"low", "high", "published"} - set(rows.columns))]).astype(dict(low=float, high=float, published=float))
+    rows = _complete(rows, ["cer"], ["low", "high", "published"])
     y, axis, colours, height = _places(rows)
-    ends = rows[["cer", "high", "published"]].max(axis=1)
     whiskers = dict(type="data", array=rows["high"] - rows["cer"], arrayminus=rows["cer"] - rows["low"], color=INK, thickness=1.3, width=5)
     fig = go.Figure(go.Bar(x=rows["cer"], y=y, orientation="h", marker_color=colours, width=0.8, error_x=whiskers, showlegend=False,
                            customdata=rows[["method", "phase", "low", "high"]], name="",
                            hovertemplate="<b>%{customdata[0]}</b>, %{customdata[1]}<br>CER %{x:.2f} % (%{customdata[2]:.2f} to %{customdata[3]:.2f})"))
-    fig.add_scatter(x=ends, y=y, text=[f"  {v:.1f}" for v in rows["cer"]], mode="text", textposition="middle right", hoverinfo="skip", showlegend=False)
+    if rows["low"].notna().any(): fig.add_scatter(x=[None], y=[None], mode="markers", name=interval, marker=dict(symbol="line-ew", size=18, line=dict(color=INK, width=1.3)))
     if rows["published"].notna().any():
         fig.add_scatter(x=rows["published"], y=y, mode="markers", name="published", hovertemplate="published %{x:.2f} %<extra></extra>",
                         marker=dict(symbol="diamond", size=11, color="white", line=dict(color=INK, width=1.8)))
-    note = f"; whiskers: {interval}" if rows["low"].notna().any() else ""
-    return style(fig, "Character error rate by method", protocol, height=height, yaxis=axis,
-                 xaxis=dict(title="CER (% of typed characters)" + note, range=[0, 1.14 * ends.max() or 1]))
+    _end_labels(fig, rows["cer"], rows[["cer", "high", "published"]].max(axis=1), y)
+    return style(fig, "Character error rate by method", protocol, height=height, yaxis=axis, xaxis_title="CER (% of typed characters)")
 
 # %% ../nbs/60_figures.ipynb #error-kinds
 def error_kinds(
@@ -173,15 +194,14 @@ def error_kinds(
     protocol: str = "", # how it was measured
 ) -> go.Figure:
     "The CER of each method and phase, divided into kinds of error."
-    need_columns(rows, ["method", "phase", *KIND_COLOURS], "the table of results")
+    rows = _complete(rows, list(KIND_COLOURS))
     (y, axis, _, height), printed = _places(rows), {kind: name.upper() for name, kind in PUBLISHED.items()}
-    fig, total = go.Figure(), rows[list(KIND_COLOURS)].astype(float).sum(axis=1)
+    fig, total = go.Figure(), rows[list(KIND_COLOURS)].sum(axis=1)
     for kind, colour in KIND_COLOURS.items():
         fig.add_bar(x=rows[kind], y=y, orientation="h", name=f"{kind} ({printed[kind]})", marker_color=colour, width=0.8, customdata=rows[["method", "phase"]],
                     hovertemplate=f"<b>%{{customdata[0]}}</b>, %{{customdata[1]}}<br>{kind} %{{x:.2f}} %<extra></extra>")
-    fig.add_scatter(x=total, y=y, text=[f"  {v:.1f}" for v in total], mode="text", textposition="middle right", hoverinfo="skip", showlegend=False)
-    return style(fig, "Kinds of error by method", protocol, height=height, barmode="stack", yaxis=axis, legend_traceorder="normal",
-                 xaxis=dict(title="errors (% of typed characters)", range=[0, 1.14 * total.max() or 1]))
+    _end_labels(fig, total, total, y)
+    return style(fig, "Kinds of error by method", protocol, height=height, barmode="stack", yaxis=axis, legend_traceorder="normal", xaxis_title="errors (% of typed characters)")
 
 # %% ../nbs/60_figures.ipynb #decoded-times
 def decoded_times(
@@ -200,14 +220,28 @@ def decoded_times(
     known = known or {0: frame_times[0], len(prediction): frame_times[-1]}
     return np.interp(np.arange(len(prediction)), list(known), list(known.values()))
 
-# %% ../nbs/60_figures.ipynb #strip
+# %% ../nbs/60_figures.ipynb #heat
+def _heat(fig, names, classes, percent, seconds, **trace):
+    "One block of rows of the heat map."
+    fig.add_heatmap(x0=0, dx=seconds[-1] / max(len(seconds) - 1, 1), y=["␣" if names[k] == " " else names[k] for k in classes], z=percent[:, classes].T, zmin=0, zmax=100,
+                    hovertemplate="%{y} at %{x:.3f} s<br>probability %{z} %<extra></extra>", **trace)
+
+
+def _heat_axes(foot):
+    "Three vertical axes: classes, texts, blank."
+    side = dict(showgrid=False, anchor="x")
+    return dict(yaxis=dict(type="category", autorange="reversed", domain=[foot, 0.84], dtick=1, **side),
+                yaxis2=dict(domain=[0.86, 1], range=[-0.6, 1.6], tickvals=[0, 1], ticktext=["decoded", "typed"], **side),
+                yaxis3=dict(type="category", domain=[0, foot], **side))
+
+
 def _strip(fig, row, text, times, wrong):
     "Characters of one text at their times, in the strip above the heat map."
     shown = ["␣" if c == " " else c for c in text]
     fig.add_scatter(x=times, y=[row] * len(shown), text=shown, mode="text", yaxis="y2", showlegend=False, hovertemplate="%{text} at %{x:.3f} s<extra></extra>",
                     textfont=dict(size=14, color=["#C04A00" if w else INK for w in wrong]))
 
-
+# %% ../nbs/60_figures.ipynb #emission-heatmap
 def emission_heatmap(
     log_probs: np.ndarray,   # (T, K) natural logarithms of one stretch, blank last
     frame_times: np.ndarray, # (T,) seconds, evenly spaced
@@ -219,25 +253,22 @@ def emission_heatmap(
     threshold: float = 0.2,  # a class is drawn when typed, decoded, or once more probable than this
 ) -> go.Figure:
     "Probability of each class over time, with typed and decoded characters above."
-    log_probs, origin = np.asarray(log_probs, np.float32), frame_times[0]
-    names = [*class_names, "blank"][:log_probs.shape[1]]
+    log_probs, names = np.asarray(log_probs, np.float32), [*class_names, "blank"][:np.shape(log_probs)[1]]
     if len(names) != log_probs.shape[1]: raise FigureError(f"the emissions have {log_probs.shape[1]} classes, but {len(class_names)} names were given")
     if len(reference) != len(press_times): raise FigureError(f"{len(reference)} characters were typed, but there are {len(press_times)} press times")
-    seconds, press = np.asarray(frame_times, float) - origin, np.asarray(press_times, float) - origin
-    percent = np.rint(100 * np.exp(log_probs)).astype(np.uint8)  # (T, K), a byte each keeps the page small
+    seconds, press = (np.asarray(t, float) - frame_times[0] for t in (frame_times, press_times))
+    percent = np.rint(100 * np.exp(log_probs)).astype(np.uint8)  # (T, K)
     rows = [k for k, c in enumerate(names[:-1]) if c in reference + prediction or percent[:, k].max() > 100 * threshold]
-    fig, edits = go.Figure(), align(reference, prediction)
-    for classes, scale in ((rows, ["white", "#8CB9DC", "#08306B"]), ([len(names) - 1], ["white", "#9AA3AB"])):
-        fig.add_heatmap(x=seconds, y=["␣" if names[k] == " " else names[k] for k in classes], z=percent[:, classes].T, zmin=0, zmax=100, colorscale=scale,
-                        showscale=classes is rows, colorbar=dict(title=dict(text="probability (%)", side="right"), thickness=12, outlinewidth=0),
-                        hovertemplate="%{y} at %{x:.3f} s<br>probability %{z} %<extra></extra>")
+    fig, edits, foot = go.Figure(), align(reference, prediction), 0.84 / (len(rows) + 1)  # foot: share of the height for the blank
+    _heat(fig, names, rows, percent, seconds, colorscale=["white", "#8CB9DC", "#08306B"],
+          colorbar=dict(title=dict(text="probability (%)", side="right"), thickness=12, outlinewidth=0))
+    _heat(fig, names, [len(names) - 1], percent, seconds, colorscale=["white", "#9AA3AB"], showscale=False, yaxis="y3")
     _strip(fig, 1, reference, press, [e.kind != "same" for e in edits if e.reference])
     _strip(fig, 0, prediction, decoded_times(log_probs, seconds, names, prediction), [e.kind != "same" for e in edits if e.prediction])
-    fig.update_layout(shapes=[dict(type="line", x0=t, x1=t, y0=0, y1=0.86, yref="paper", line=dict(color="#D55E00", width=1), opacity=0.45) for t in press.tolist()])
-    return style(fig, "What the model saw", protocol, height=max(450, 210 + 15 * len(rows)), meta=dict(min_width=160 + 11 * max(len(reference), len(prediction))),
-                 xaxis=dict(title="time in this stretch (s) · lines: key presses · orange: errors", range=[min(0, *press[:1]), seconds[-1]], showgrid=False),
-                 yaxis=dict(type="category", autorange="reversed", domain=[0, 0.84], showgrid=False, dtick=1),
-                 yaxis2=dict(domain=[0.86, 1], range=[-0.6, 1.6], tickvals=[0, 1], ticktext=["decoded", "typed"], showgrid=False, anchor="x"))
+    lines = [dict(type="line", x0=t, x1=t, y0=0, y1=0.86, yref="paper", line=dict(color="#D55E00", width=1), opacity=0.45) for t in press.tolist()]
+    fig.update_xaxes(title="time in this stretch (s)", range=[min([0, *press]), seconds[-1]], showgrid=False, anchor="y3")
+    return style(fig, "What the model saw", " · ".join(filter(None, [protocol, "lines: key presses", "orange: errors"])), **_heat_axes(foot), shapes=lines,
+                 height=max(450, 210 + 15 * len(rows)), meta=dict(min_width=160 + 16 * max(len(reference), len(prediction))))
 
 # %% ../nbs/60_figures.ipynb #print-axes
 def _print_axes(width, height):
@@ -263,26 +294,26 @@ def print_curves(
     ax.set(xlabel="epoch", ylabel={"cer": "CER (%)"}.get(metric, "CTC loss"), **(dict(ylim=(0, None)) if metric == "cer" else dict(yscale="log")))
     handles, labels = ax.get_legend_handles_labels()
     keep = [(h, t) for h, t in zip(handles, labels, strict=True) if t not in ("method", "phase")]  # seaborn's own headings
-    ax.legend(*zip(*keep, strict=True), frameon=False)
+    ax.legend(*zip(*keep, strict=True), frameon=False, fontsize=8)
     sns.despine(fig)
     return fig
 
-
+# %% ../nbs/60_figures.ipynb #print-error-bars
 def print_error_bars(
     rows: pd.DataFrame,  # as for error_bars
     width: float = 5.5,  # inches
 ) -> Figure:
     "CER per method and phase for print, with intervals and published values."
-    need_columns(rows, ["method", "phase", "cer"], "the table of results")
-    (y, axis, colours, _), rows = _places(rows), rows.reindex(columns=["cer", "low", "high", "published"]).astype(float)
+    rows = _complete(rows, ["cer"], ["low", "high", "published"])
+    (y, axis, colours, _), rows = _places(rows), rows[["cer", "low", "high", "published"]]
     fig, ax = _print_axes(width, 0.9 + 0.24 * (max(y) + 1))
     ax.barh(y, rows["cer"], height=0.8, color=colours)
     ax.errorbar(rows["cer"], y, xerr=[rows["cer"] - rows["low"], rows["high"] - rows["cer"]], fmt="none", ecolor=INK, capsize=2, lw=1)
     if rows["published"].notna().any(): ax.scatter(rows["published"], y, marker="D", s=28, facecolor="white", edgecolor=INK, zorder=3, label="published")
-    for place, cer, end in zip(y, rows["cer"], rows.max(axis=1), strict=True): ax.annotate(f"{cer:.1f}", (end, place), (5, 0), textcoords="offset points", va="center")
+    for place, cer, end in zip(y, rows["cer"], rows.max(axis=1), strict=True): ax.annotate(f"{cer:.1f}", (end, place), (5, 0), textcoords="offset points", va="center", fontsize=8)
     plain = [html.unescape(re.sub(r"</?b>", "", t.replace("<br>", "\n"))) for t in axis["ticktext"]]
     ax.set(yticks=y, yticklabels=plain, xlabel="CER (% of typed characters)", xlim=(0, 1.12 * rows.max().max() or 1))
-    if ax.get_legend_handles_labels()[0]: ax.legend(frameon=False, loc="lower right")
+    if ax.get_legend_handles_labels()[0]: ax.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1))
     ax.invert_yaxis()
     ax.grid(visible=False, axis="y")
     sns.despine(fig, left=True)
@@ -299,11 +330,11 @@ def figure_div(
     "HTML of one plotly figure, for a page that carries `plotly_script()` once."
     spec = json.loads(fig.to_json())
     title, layout = spec["layout"].pop("title", {}), spec["layout"]
-    layout["margin"] = {**dict(l=50, r=14, t=44, b=46), **layout.get("margin", {})}
-    caption = f"<figcaption><strong>{title.get('text', '')}</strong> <span>{title.get('subtitle', {}).get('text', '')}</span></figcaption>"
+    layout["margin"] = {**dict(l=50, r=40, t=44, b=46), **layout.get("margin", {})}
+    what, how = (html.escape(t or "", quote=False) for t in (title.get("text"), title.get("subtitle", {}).get("text")))
+    caption = f"<figcaption><strong>{what}</strong> <span>{how}</span></figcaption>"
     size = f"height:{layout.get('height', 450)}px;min-width:{layout.get('meta', {}).get('min_width', 0)}px"
-    data = json.dumps({**spec, "config": dict(responsive=True, displaylogo=False, modeBarButtonsToRemove=["select2d", "lasso2d"])}, separators=(",", ":"))
-    data = data.replace("</", "<\\/")
+    data = json.dumps({**spec, "config": dict(responsive=True, displaylogo=False, modeBarButtons=[["toImage", "zoom2d", "pan2d", "resetScale2d"]])}, separators=(",", ":")).replace("<", r"\u003c")
     return f'<figure>{caption}<div class="scroll"><div class="sg-plotly" id="{id}" style="{size}"><script type="application/json">{data}</script></div></div></figure>'
 
 
@@ -349,11 +380,11 @@ def text_html(
         return f"<p>{b}</p>"
     return text if text.lstrip().startswith("<") else "\n".join(map(block, re.split(r"\n\s*\n", text.strip())))
 
-# %% ../nbs/60_figures.ipynb #cd0b900d
+# %% ../nbs/60_figures.ipynb #23bc60bb
 PAGE_STYLE = f"""
 :root {{ color: {INK}; background: white; font: 16px/1.55 {FONT}; }}
 body {{ margin: 0 auto; max-width: 1120px; padding: 24px 20px 64px; }}
-h1, h2, h3, h4, p, ul, ol, pre {{ max-width: 760px; }} p, li {{ overflow-wrap: break-word; }}
+h1, h3, p, ul, ol, pre {{ max-width: 760px; }} p, li {{ overflow-wrap: break-word; }}
 h1 {{ font-size: 30px; line-height: 1.2; margin: 16px 0; }} h2 {{ font-size: 22px; margin: 48px 0 8px; padding-top: 16px; border-top: 1px solid {GRID}; }} h3 {{ font-size: 17px; margin: 32px 0 4px; }}
 a {{ color: {PALETTE[0]}; }} code, pre {{ font: 14px/1.5 ui-monospace, 'DejaVu Sans Mono', Menlo, monospace; background: #F5F7F8; }} code {{ padding: 1px 4px; }} pre {{ padding: 12px; overflow-x: auto; }}
 figure {{ margin: 28px 0; break-inside: avoid; }} figcaption strong {{ display: block; font-size: 17px; }} figcaption span {{ color: {SOFT}; font-size: 14px; }}
@@ -361,7 +392,7 @@ figure img {{ max-width: 100%; height: auto; }} .scroll {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; margin: 16px 0; font-size: 14px; font-variant-numeric: tabular-nums; }} tr {{ break-inside: avoid; }}
 th {{ text-align: left; vertical-align: bottom; color: {SOFT}; font-weight: 600; border-bottom: 2px solid {GRID}; }} th, td {{ padding: 5px 14px 5px 0; }} td {{ border-bottom: 1px solid {GRID}; vertical-align: top; }}
 .n {{ text-align: right; white-space: nowrap; }} th.n {{ white-space: normal; }}
-@media (max-width: 600px) {{ body {{ padding: 12px 12px 40px; }} h1 {{ font-size: 25px; }} }}
+@media (max-width: 600px) {{ body {{ padding: 12px 12px 40px; }} h1 {{ font-size: 25px; }} .modebar {{ display: none; }} }}
 @media print {{ body {{ max-width: none; padding: 0; }} .modebar {{ display: none; }} a {{ color: inherit; }} }}
 """
 

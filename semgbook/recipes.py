@@ -24,7 +24,7 @@ class Data:
     "Which sessions, which keys, who trains and who tests, cut into which windows."
     corpus: str = "embedded"  # folder of session files, or the name of an embedded corpus: embedded, fingers
     charset: str = "qwerty"  # name in CHARSETS: qwerty (98 keys), fingers (6), fingers_no_rest (5)
-    split: str = "by_session"  # name in SPLIT_RULES
+    split: str = "session"  # name in SPLIT_RULES
     split_options: dict = field(default_factory=dict)  # keyword arguments of the rule
     users: tuple = ()  # only these users are opened; empty: all of the corpus
     window_s: float = 4.0  # length of a window that carries labels, s
@@ -83,7 +83,7 @@ class Recipe:
     front_end: FrontEnd = FrontEnd()
     augment: AugmentSettings = AugmentSettings()
     encoder: str = "tds"  # name in ENCODERS, or a line such as `norm mlp(features=64) tds:2`
-    blank_bias: float = 0.0  # start value of the blank's bias in the output layer
+    blank_bias: float = 0.0  # added to the blank's bias before training; negative holds it back
     optimiser: Optimiser = Optimiser()
     training: Training = Training()
 
@@ -193,26 +193,26 @@ BASELINE = Optimiser(name="adam", lr=1e-3, schedule="warmup_cosine", warmup=10 /
 
 def tds_generic() -> Recipe:
     "The baseline (TDS convolutions, 5.3 M parameters, 150 epochs; days on one GPU). Published: 55.38 % macro test CER on unseen users, emg2qwerty Table 2."
-    return Recipe("tds_generic", "TDS", Data("emg2qwerty", split="by_session"), augment=STANDARD, encoder="tds",
+    return Recipe("tds_generic", "TDS", Data("emg2qwerty", split="session"), augment=STANDARD, encoder="tds",
                   optimiser=BASELINE, training=Training(epochs=150, precision="bf16-mixed"))
 
 
 def bilstm_generic() -> Recipe:
     "Residual BiLSTM of the first report (13 h for 50 epochs on an RTX 3080). Published: 43.53 % validation, 48.41 % micro test CER, Table 2."
     augment = dataclasses.replace(STANDARD, gain=(0.8, 1.2), noise_std=(0.01, 0.03))
-    return Recipe("bilstm_generic", "BiLSTM", Data("emg2qwerty", split="by_session"), augment=augment, encoder="bilstm",
+    return Recipe("bilstm_generic", "BiLSTM", Data("emg2qwerty", split="session"), augment=augment, encoder="bilstm",
                   optimiser=BASELINE, training=Training(epochs=50))
 
 # %% ../nbs/50_recipes.ipynb #bilstm-kao
 def bilstm_kao() -> Recipe:
     "Table 3 of the first report: BiLSTM on one 8-electrode 200 Hz wristband (300 epochs, minutes on a CPU). Published: 2.089 % validation, 22.913 % test CER, rest counted."
-    data = Data("fingers", charset="fingers", split="by_fraction", electrodes=16)
+    data = Data("fingers", charset="fingers", split="fraction", electrodes=16)
     augment = AugmentSettings(rotation=1, alignment_jitter=12, n_time_masks=3, time_width=8, n_freq_masks=2, freq_width=4, gain=(0.8, 1.2), noise_std=(0.01, 0.03))
     return Recipe("bilstm_kao", "BiLSTM", data, FrontEnd(n_fft=64, hop=10), augment, "bilstm",
                   optimiser=Optimiser("adamw", 1e-3, 0.01, "one_cycle", warmup=0.3, clip=0.7), training=Training(epochs=300))
 
 # %% ../nbs/50_recipes.ipynb #tds-embedded
-EMBEDDED = Data("embedded", split="by_session", users=("synthetic-0",), window_s=4.0)
+EMBEDDED = Data("embedded", split="session", users=("user0",), window_s=4.0)
 QUICK = Optimiser("adamw", 3e-3, 0.01, "one_cycle", warmup=0.3, clip=1.0)
 
 

@@ -79,7 +79,7 @@ def use_deterministic(
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")
     torch.utils.deterministic.fill_uninitialized_memory = False
 
 # %% ../nbs/01_repro.ipynb #deviceerror
@@ -132,10 +132,10 @@ def atomic_path(
 # %% ../nbs/01_repro.ipynb #atomic-write
 def atomic_write(
     path, # the file to make or replace
-    content, # text (written as UTF-8) or bytes
+    content, # text (written as UTF-8), bytes or another buffer
 )->Path: # `path`
     "Write a file so that a reader sees the old content or the new, never a part."
-    with atomic_path(path) as temporary: temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with atomic_path(path) as temporary: temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     return Path(path)
 
 # %% ../nbs/01_repro.ipynb #file-digest

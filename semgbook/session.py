@@ -7,7 +7,8 @@ __all__ = ['GROUP', 'DATASET', 'RATE_HZ', 'HEADER', 'BLOCK_ROWS', 'SessionError'
            'check_times', 'check_signal_values', 'open_file', 'check_labels', 'open_session', 'read_signal',
            'read_times', 'write_session', 'list_sessions', 'check_folder', 'Corpus', 'open_corpus']
 
-# %% ../nbs/11_session.ipynb #c404f2a2
+# %% ../nbs/11_session.ipynb #247624f8
+import io
 import json
 import math
 import warnings
@@ -18,7 +19,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from .repro import atomic_path
+from .repro import atomic_write
 
 # %% ../nbs/11_session.ipynb #sessionerror
 class SessionError(ValueError):
@@ -363,12 +364,13 @@ def write_session(
     _rate(path, header, signal.shape[2], len(times), times[-1] - times[0])
     taken = set(attributes or {}) & set(HEADER)
     if taken: raise SessionError(f"{path}: attribute {min(taken)} has a parameter of its own; give it there")
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as f:
+    image = io.BytesIO()
+    with h5py.File(image, "w") as f:
         group = f.create_group(GROUP)
         _write_rows(group, signal, times, compression)
         try: group.attrs.update({**(attributes or {}), "duration_mins": (times[-1] - times[0]) / 60, **header})
         except TypeError as e: raise SessionError(f"{path}: attributes cannot be stored in HDF5 ({e}); give text, numbers or lists of them") from e
-    return path
+    return atomic_write(path, image.getbuffer())
 
 # %% ../nbs/11_session.ipynb #list-sessions
 def list_sessions(

@@ -45,17 +45,13 @@ class Part:
         return tuple(float(read_times(self.session, i, i + 1)[0]) for i in (self.start, self.stop - 1))
 
 # %% ../nbs/15_splits.ipynb #whole
-def whole(
-    session: Session, # any session
-) -> Part: # all of its samples
+def whole(session: Session) -> Part:
     "The part that is the whole session."
     return Part(session, 0, session.n_samples)
 
 # %% ../nbs/15_splits.ipynb #recording-of
-def recording_of(
-    session: Session, # any session
-) -> tuple[str, str]: # user and session name
-    "What makes two files the same recording."
+def recording_of(session: Session) -> tuple[str, str]:
+    "User and session name: what makes two files the same recording."
     return session.user, session.name
 
 

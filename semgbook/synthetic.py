@@ -7,7 +7,7 @@ __all__ = ['FINGERS', 'ROWS', 'PLAIN', 'SHIFTED', 'SPECIAL', 'LAYOUT', 'KEY_INDE
            'CONTROL_HZ', 'LAGS_S', 'WIDTHS_S', 'DEPTHS_MM', 'SIGMAS_S', 'EMBEDDED', 'FINGER_KEYS', 'SimulatorError',
            'Reach', 'keyboard_layout', 'Typing', 'draw_text', 'keys_of_text', 'add_slips', 'TypingStyle', 'press_gaps',
            'type_text', 'replay_log', 'key_movement', 'SimulatorSettings', 'User', 'draw_user', 'put_on_again',
-           'electrode_gains', 'muscle_drive', 'spike_times', 'action_potential', 'surface_potential', 'disturbances',
+           'muscle_drive', 'spike_times', 'action_potential', 'electrode_gains', 'surface_potential', 'disturbances',
            'record', 'simulate_session', 'key_truth', 'CorpusSpec', 'simulate_one', 'write_corpus', 'write_once',
            'project_root', 'embedded_corpus', 'finger_events', 'finger_drive', 'write_finger_csv', 'embedded_fingers']
 
@@ -36,7 +36,7 @@ class SimulatorError(ValueError):
 @dataclass(frozen=True)
 class Reach:
     "Where a key lies, seen from the finger that presses it."
-    hand:int # 0 left, 1 right
+    hand:int # 0 left, 1 right: axis B
     finger:int # index into `FINGERS`
     row:int # rows above the home row, -1 to 2
     lateral:int # columns beside the finger's home column, 0 to 3
@@ -65,9 +65,7 @@ class Typing:
     press_times:np.ndarray # (L,) float64 s from the first sample, sorted
     release_times:np.ndarray # (L,) float64 s
 
-    def __len__(self): return len(self.keys)
-
-    def before(self, stop_s):
+    def before(self, stop_s): # s
         "Only the presses before a time."
         n = int(np.searchsorted(self.press_times, stop_s))
         return Typing(self.keys[:n], self.press_times[:n], self.release_times[:n])
@@ -120,36 +118,36 @@ def add_slips(
 class TypingStyle:
     "Rhythm of a typist; the defaults are fitted to two logs of one user of emg2qwerty."
     speed:float = 1.0 # times as fast as the fitted typist
-    gap_s:float = .133 # median time from press to press inside a word, s
+    gap_s:float = .136 # median time from press to press inside a word, s
     gap_spread:float = .40 # of its logarithm
     pause_rate:float = .07 # share of presses with a pause before
     pause_factor:float = 2.9 # a pause is so many times as long
     same_hand:float = 1.1 # factor where one hand types twice
-    to_space:float = .8 # factors before a space, an enter, a first backspace
-    to_enter:float = 1.85
-    to_backspace:float = 1.7
+    to_space:float = .8 # factor before a space
+    to_enter:float = 1.85 # before an enter
+    to_backspace:float = 1.7 # before the first backspace of a run
     after_enter_s:float = .75 # reading the next prompt, s
     hold_s:float = .107 # median time a key is down, s
     hold_spread:float = .355 # of its logarithm
-    slip_rate:float = .018 # share of letters that go wrong
+    slip_rate:float = .021 # share of letters that go wrong
 
 # %% ../nbs/12_synthetic.ipynb #press-gaps
 def press_gaps(
     keys:list, # (L,) key names
     generator, # numpy generator
-    style:TypingStyle, # the rhythm
+    style, # TypingStyle
 )->np.ndarray: # (L,) s from the press before
     "Time before each press: log-normal, longer in the places where people wait."
-    last, key = np.array(["", *keys[:-1]]), np.array(keys)
+    last, key, n = np.array(["", *keys[:-1]]), np.array(keys), len(keys)
     hand, finger = np.array([(LAYOUT[k].hand, 5 * LAYOUT[k].hand + LAYOUT[k].finger) for k in keys]).T
-    same = lambda x: np.append(False, x[1:] == x[:-1])
-    gap = style.gap_s * np.exp(style.gap_spread * generator.standard_normal(len(keys)))
+    same, normal = lambda x: np.append(False, x[1:] == x[:-1]), generator.standard_normal
+    gap = style.gap_s * np.exp(style.gap_spread * normal(n))
     for where, factor in ((same(hand), style.same_hand), (key == "Key.space", style.to_space), (key == "Key.enter", style.to_enter),
                           ((key == "Key.backspace") & (last != key), style.to_backspace),
-                          (generator.random(len(keys)) < style.pause_rate, style.pause_factor * np.exp(.45 * generator.standard_normal(len(keys))))):
+                          (generator.random(n) < style.pause_rate, style.pause_factor * np.exp(.45 * normal(n)))):
         gap = gap * np.where(where, factor, 1)
     gap = np.maximum(gap, np.where(same(finger), .095, .045))
-    return np.where(last == "Key.enter", style.after_enter_s * np.exp(.13 * generator.standard_normal(len(keys))), gap) / style.speed
+    return np.where(last == "Key.enter", style.after_enter_s * np.exp(.13 * normal(n)), gap) / style.speed
 
 # %% ../nbs/12_synthetic.ipynb #type-text
 def type_text(
@@ -160,6 +158,7 @@ def type_text(
 )->Typing:
     "Key presses and releases of somebody who types a text, slips and corrections included."
     keys = add_slips(keys_of_text(text), generator, style.slip_rate)
+    if not keys: return Typing((), np.zeros(0), np.zeros(0))
     press = start_s + np.cumsum(press_gaps(keys, generator, style))
     release = press + style.hold_s / np.sqrt(style.speed) * np.exp(style.hold_spread * generator.standard_normal(len(keys)))
     finger = np.array([5 * LAYOUT[k].hand + LAYOUT[k].finger for k in keys])
@@ -217,13 +216,13 @@ class SimulatorSettings:
     ring_mm:float = 28.0 # radius of the forearm under the band
     fall_off:float = 2.0 # a unit's amplitude falls with distance to this power
     soft_mm:float = 5.0 # size of an electrode: what lies nearer is not louder
-    unit_uv:float = 20.5 # amplitude of a unit of size 1 at 6 mm, microvolt
-    noise_uv:float = .8 # standard deviation of electrode and amplifier noise
+    unit_uv:float = 18.0 # amplitude of a unit of size 1 at 6 mm, microvolt
+    noise_uv:float = 1.0 # standard deviation of electrode and amplifier noise
     hum_uv:float = .3 # amplitude of 50 Hz mains hum
     artefacts_per_minute:float = 2.0 # knocks of the arm against the desk
     artefact_uv:float = 12.0 # their amplitude
     highpass_hz:float = 20.0 # edge of the high-pass filter of the device
-    posture:float = .28 # activation that holds the hands over the keyboard, 0 to 1
+    posture:float = .30 # activation that holds the hands over the keyboard
     force_spread:float = .15 # of the logarithm of activation, from press to press
     timing_s:float = .006 # standard deviation of burst times
     peak_hz:float = 50.0 # fastest firing of a motor unit
@@ -272,19 +271,6 @@ def put_on_again(
     return replace(user, rotation=user.rotation + shift(3, 2), contact=user.contact * np.exp(shift(.08, *user.contact.shape)),
                    noise=user.noise * np.exp(shift(.15, *user.noise.shape)))
 
-# %% ../nbs/12_synthetic.ipynb #electrode-gains
-def electrode_gains(
-    user:User, # whose arms
-    settings=SimulatorSettings(), # ring, fall-off
-)->np.ndarray: # (2, M, U, C) microvolt
-    "Amplitude of each motor unit at each electrode: a power of the distance through the arm."
-    ring = 2 * np.pi * np.arange(settings.n_channels) / settings.n_channels
-    angle = np.deg2rad(user.angle * np.array([1, -1])[:, None, None] + user.rotation[:, None, None])[..., None]  # right hand mirrored
-    radius = settings.ring_mm - user.depth[..., None]
-    square = settings.ring_mm**2 + radius**2 - 2 * settings.ring_mm * radius * np.cos(angle - ring)  # law of cosines, (2, M, U, C)
-    near = (square + settings.soft_mm**2) / (36 + settings.soft_mm**2)
-    return settings.unit_uv * user.size[..., None] * near**(-settings.fall_off / 2) * user.contact[:, None, None, :]
-
 # %% ../nbs/12_synthetic.ipynb #muscle-drive
 CONTROL_HZ = 500.0  # rate at which activations are computed
 LAGS_S, WIDTHS_S = (-.105, -.050, 0.0), (.032, .024, .025)  # centre and width of the bursts of the three phases
@@ -297,15 +283,15 @@ def muscle_drive(
     duration_s:float, # length of the recording
 )->np.ndarray: # (2, M, steps) activation at `CONTROL_HZ`, 0 to about 2
     "Activation of every muscle: bumps before a press to reach, at the press, and at the release."
-    steps, muscles = int(np.ceil(duration_s * CONTROL_HZ)) + 1, np.arange(len(MUSCLES))
+    n, steps, muscles = len(typing.keys), int(np.ceil(duration_s * CONTROL_HZ)) + 1, np.arange(len(MUSCLES))
     key, hand = np.array([(KEY_INDEX[k], LAYOUT[k].hand) for k in typing.keys], dtype=int).reshape(-1, 2).T
-    force = np.exp(settings.force_spread * generator.standard_normal((len(typing), 1)))
+    force = np.exp(settings.force_spread * generator.standard_normal((n, 1)))
     drive, clock = np.full((2, len(muscles), steps), settings.posture), np.arange(-80, 81) / CONTROL_HZ
     for phase, (lag, width) in enumerate(zip(LAGS_S, WIDTHS_S)):
-        when = (typing.release_times if phase == 2 else typing.press_times) + lag + settings.timing_s * generator.standard_normal(len(typing))
+        when = (typing.release_times if phase == 2 else typing.press_times) + lag + settings.timing_s * generator.standard_normal(n)
         at = np.clip(np.rint(when * CONTROL_HZ), 0, steps - 1).astype(int)
-        weight = user.moves[key, phase] * force * np.exp(settings.force_spread / 2 * generator.standard_normal((len(typing), len(muscles))))
         impulses = np.zeros_like(drive)
+        weight = user.moves[key, phase] * force * np.exp(settings.force_spread / 2 * generator.standard_normal((n, len(muscles))))
         np.add.at(impulses, (hand[:, None], muscles, at[:, None]), weight)
         drive += oaconvolve(impulses, np.exp(-.5 * (clock / width)**2)[None, None], mode="same", axes=2)
     return drive
@@ -329,16 +315,29 @@ def spike_times(
     return place // drive.size, (place % drive.size + part) / CONTROL_HZ
 
 # %% ../nbs/12_synthetic.ipynb #action-potential
-DEPTHS_MM, SIGMAS_S = (5.0, 7.0), (.0006, .0009, .0013)  # borders between shallow, middle and deep; width of their potentials
+DEPTHS_MM, SIGMAS_S = (5.0, 7.0), (.0008, .0012, .0016)  # borders between shallow, middle and deep; width of their potentials
 
 def action_potential(
     sigma_s:float, # width, s
     rate_hz:float, # samples per second
-)->np.ndarray: # (t,) peak 1
-    "Three phases, a few milliseconds: what a potential looks like that runs past a pair of electrodes."
+)->np.ndarray: # (t,) float32, peak 1
+    "Three phases, a few milliseconds: a potential that runs past a pair of electrodes."
     t = np.arange(-int(.008 * rate_hz), int(.008 * rate_hz) + 1) / rate_hz / sigma_s
     shape = (1 - t**2 - .5 * t) * np.exp(-.5 * t**2)
     return (shape / np.abs(shape).max()).astype(np.float32)
+
+# %% ../nbs/12_synthetic.ipynb #electrode-gains
+def electrode_gains(
+    user:User, # whose arms
+    settings=SimulatorSettings(), # ring, fall-off
+)->np.ndarray: # (2, M, U, C) microvolt
+    "Amplitude of each motor unit at each electrode: a power of the distance through the arm."
+    ring = 2 * np.pi * np.arange(settings.n_channels) / settings.n_channels
+    angle = np.deg2rad(user.angle * np.array([1, -1])[:, None, None] + user.rotation[:, None, None])[..., None]  # the right arm is mirrored
+    radius = settings.ring_mm - user.depth[..., None]
+    square = settings.ring_mm**2 + radius**2 - 2 * settings.ring_mm * radius * np.cos(angle - ring)  # law of cosines, (2, M, U, C)
+    near = (square + settings.soft_mm**2) / (36 + settings.soft_mm**2)
+    return settings.unit_uv * user.size[..., None] * near**(-settings.fall_off / 2) * user.contact[:, None, None, :]
 
 # %% ../nbs/12_synthetic.ipynb #surface-potential
 def surface_potential(
@@ -403,8 +402,8 @@ def simulate_session(
     duration_s:float=None, # s; None: until one second after the last release
 )->np.ndarray: # (T, 2, C) float32 microvolt, left band first
     "The surface EMG of both forearms while somebody types."
-    if duration_s is None: duration_s = float(typing.release_times.max()) + 1
-    if len(typing) and not 0 <= typing.press_times.min() <= typing.press_times.max() <= duration_s:
+    if duration_s is None: duration_s = float(max(typing.release_times, default=0)) + 1
+    if len(typing.keys) and not 0 <= typing.press_times.min() <= typing.press_times.max() <= duration_s:
         raise SimulatorError(f"presses lie outside the {duration_s} s of the recording: move them, or give a longer duration_s")
     drive = muscle_drive(typing, user, generator, settings, duration_s)
     return record(drive, user, generator, settings, int(round(duration_s * settings.rate_hz)))
@@ -412,16 +411,15 @@ def simulate_session(
 # %% ../nbs/12_synthetic.ipynb #key-truth
 def key_truth(
     key:str, # key name
-    user:User, # whose arms
+    user:User, # whose arms, bands as worn
     settings=SimulatorSettings(), # ring, fall-off
-)->dict: # band, finger, muscles, pattern
+)->dict: # band, finger, muscles, electrode, pattern
     "The known answer for one key: hand, finger, muscles from the strongest on, and expected loudness of the electrodes."
     reach, loud = LAYOUT[key], electrode_gains(user, settings)
     effort = user.moves[KEY_INDEX[key]].max(0)  # (M,)
     pattern = np.sqrt((effort[:, None] * (loud[reach.hand]**2).sum(1)).sum(0))  # (C,)
-    order = [m for m in np.argsort(-effort) if effort[m] >= .1]
-    return dict(band=("left", "right")[reach.hand], finger=FINGERS[reach.finger], muscles=[(MUSCLES[m][0], round(float(effort[m]), 2)) for m in order],
-                electrode=int(pattern.argmax()), pattern=pattern)
+    muscles = [(MUSCLES[m][0], round(float(effort[m]), 2)) for m in np.argsort(-effort) if effort[m] >= .1]
+    return dict(band=("left", "right")[reach.hand], finger=FINGERS[reach.finger], muscles=muscles, electrode=int(pattern.argmax()), pattern=pattern)
 
 # %% ../nbs/12_synthetic.ipynb #corpusspec
 @dataclass(frozen=True)
@@ -444,9 +442,8 @@ def simulate_one(
     index:int, # of the session
 )->tuple: # Typing, signal (T, 2, C), User with the bands as worn
     "One session of a corpus, the same however often and in whatever order it is asked for."
-    _, _, minutes = spec.users[number]
-    draw = lambda what: numpy_generator(spec.seed, what, number, index)
-    user = put_on_again(draw_user(spec.seed * 1000 + number, spec.user_shift, spec.settings), draw("bands"), spec.session_shift)
+    minutes, draw = spec.users[number][2], lambda what: numpy_generator(spec.seed, what, number, index)
+    user = put_on_again(draw_user(1000 * spec.seed + number, spec.user_shift, spec.settings), draw("bands"), spec.session_shift)
     style = replace(spec.style, speed=spec.style.speed * user.speed, hold_s=spec.style.hold_s * user.hold)
     text = draw_text(int(20 * minutes * max(style.speed, 1)) + 5, draw("text"))
     typing = type_text(text, draw("typing"), style).before(60 * minutes - 1)
@@ -458,14 +455,13 @@ def write_corpus(
     spec:CorpusSpec, # what to write
     workers:int=2, # sessions simulated at a time
 )->list: # paths
-    "Write every session of a corpus in the real file format, and the answer beside it in its attributes."
+    "Write every session of a corpus in the real file format, with what is known of it in an attribute."
     def write(job):
-        number, index = job
-        typing, signal, user = simulate_one(spec, number, index)
-        start, name = 1.7e9 + 86400 * number + 3600 * index, spec.users[number][0]
-        truth = dict(simulator=stable_hash(spec), band_rotation_degrees=user.rotation.round(3).tolist())
-        return write_session(Path(folder) / f"{name}-session{index}.hdf5", signal, start + np.arange(len(signal)) / spec.settings.rate_hz, typing.keys,
-                             start + typing.press_times, start + typing.release_times, name=f"{name}-session{index}", user=name,
+        typing, signal, user = simulate_one(spec, *job)
+        owner, start = spec.users[job[0]][0], 1.7e9 + 86400 * job[0] + 3600 * job[1]
+        name, truth = f"{owner}-session{job[1]}", dict(simulator=stable_hash(spec), band_rotation_degrees=user.rotation.round(3).tolist())
+        return write_session(Path(folder) / f"{name}.hdf5", signal, start + np.arange(len(signal)) / spec.settings.rate_hz, typing.keys,
+                             start + typing.press_times, start + typing.release_times, name=name, user=owner,
                              rate_hz=spec.settings.rate_hz, attributes=dict(simulated=json.dumps(truth)))
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(write, [(n, i) for n, (_, count, _) in enumerate(spec.users) for i in range(count)]))
@@ -473,22 +469,22 @@ def write_corpus(
 # %% ../nbs/12_synthetic.ipynb #write-once
 def write_once(
     folder, # where the files shall be
-    settings, # what decides their content
+    decided_by, # whatever decides their content
     write, # function of a folder that writes the files
 )->Path: # `folder`
     "Keep a folder of made files: reused when its manifest agrees, else written beside it and put in its place."
-    folder, key = Path(folder), stable_hash(settings, 16)
-    try: manifest = json.loads((folder / "manifest.json").read_text())
-    except (OSError, ValueError): manifest = None
-    if manifest and manifest.get("settings") == key and all((folder / f).is_file() and (folder / f).stat().st_size == n for f, n in manifest["files"].items()): return folder
-    if manifest is None and folder.exists() and any(folder.iterdir()):
+    folder, key, manifest = Path(folder), stable_hash(decided_by, 16), None
+    if (folder / "manifest.json").is_file(): manifest = json.loads((folder / "manifest.json").read_text())
+    elif folder.exists() and any(folder.iterdir()):
         raise SimulatorError(f"{folder} holds files that the simulator did not write: choose another folder, or empty this one")
+    whole = lambda sizes: all((folder / f).is_file() and (folder / f).stat().st_size == n for f, n in sizes.items())
+    if manifest and manifest["settings"] == key and whole(manifest["files"]): return folder
     fresh = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     fresh.mkdir(parents=True)
     try:
         write(fresh)
-        files = {f.name: f.stat().st_size for f in sorted(fresh.iterdir())}
-        atomic_write(fresh / "manifest.json", json.dumps(dict(settings=key, files=files), indent=1))
+        sizes = {f.name: f.stat().st_size for f in sorted(fresh.iterdir())}
+        atomic_write(fresh / "manifest.json", json.dumps(dict(settings=key, files=sizes), indent=1))
         if folder.exists(): shutil.rmtree(folder)
         os.replace(fresh, folder)
     finally: shutil.rmtree(fresh, ignore_errors=True)
@@ -511,14 +507,13 @@ def embedded_corpus(
 def finger_events(
     duration_s:float, # s
     generator, # numpy generator
-)->tuple: # fingers (E,) index into thumb..pinky or 5 for rest; borders (E + 1,) s
-    "Fingers held for about 0.38 s with rests between; durations and shares as in the event list of Kao's subject 1."
-    n = int(duration_s / .7) + 10
+)->tuple: # fingers (E,) 0 thumb to 4 pinky, 5 rest; borders (E + 1,) s
+    "Fingers held one after the other with rests between; durations and shares as in the events of Kao's subject 1."
+    n = int(duration_s / .6) + 10
     finger = generator.choice(5, n, p=np.array([566, 992, 779, 785, 643]) / 3765)
-    held = np.clip(.376 + .085 * generator.standard_normal(n), .08, .6)
-    z = generator.standard_normal(n)
+    held, z = np.clip(.376 + .085 * generator.standard_normal(n), .08, .6), generator.standard_normal(n)
     rest = .436 * np.exp(np.where(z < 0, .293, .425) * z)
-    border = np.concatenate([[0], np.cumsum(np.stack([held, rest], 1).ravel())])
+    border = np.append(0, np.cumsum(np.stack([held, rest], 1)))
     last = int(np.searchsorted(border, duration_s))
     return np.stack([finger, np.full(n, 5)], 1).ravel()[:last], np.append(border[:last], duration_s)
 
@@ -531,15 +526,14 @@ def finger_drive(
     user:User, # whose hand
     generator, # numpy generator
 )->np.ndarray: # (2, M, steps) activation, the left hand at rest
-    "Activation while fingers are held down one after the other, following the label with 40 ms of sluggishness."
-    steps = int(np.ceil(border[-1] * CONTROL_HZ)) + 1
-    effort = np.vstack([user.moves[[KEY_INDEX[k] for k in FINGER_KEYS]].max(1), np.zeros((1, len(MUSCLES)))])  # (6, M)
+    "Activation while fingers are held down one after the other; it follows the label over 80 ms."
+    steps, smooth = int(np.ceil(border[-1] * CONTROL_HZ)) + 1, np.hanning(int(.08 * CONTROL_HZ) + 2)
+    effort = np.vstack([user.moves[[KEY_INDEX[k] for k in FINGER_KEYS]].max(1), np.zeros(len(MUSCLES))])  # (6, M)
     held = effort[finger] * np.exp(.2 * generator.standard_normal((len(finger), 1)))
     event = np.clip(np.searchsorted(border, np.arange(steps) / CONTROL_HZ, side="right") - 1, 0, len(finger) - 1)
-    smooth = np.hanning(int(.08 * CONTROL_HZ) + 2)
     drive = np.full((2, len(MUSCLES), steps), .1)
     drive[1] += oaconvolve(held[event].T, smooth[None] / smooth.sum(), mode="same", axes=1)
-    return np.maximum(drive, 0)
+    return drive
 
 # %% ../nbs/12_synthetic.ipynb #write-finger-csv
 def write_finger_csv(
@@ -549,17 +543,16 @@ def write_finger_csv(
     user_shift:float=1.0, # how much users differ
 )->Path:
     "An 8-electrode finger recording at 200 Hz in Kao's layout: time, 8 integers, one-hot thumb to pinky and rest."
-    settings, draw = SimulatorSettings(rate_hz=1000.0, n_channels=8, unit_uv=220.0, noise_uv=6.0, hum_uv=2.0), lambda what: numpy_generator(seed, "finger", what)
+    settings, draw = SimulatorSettings(rate_hz=1000.0, n_channels=8, unit_uv=150.0, noise_uv=6.0, hum_uv=2.0), lambda what: numpy_generator(seed, "finger", what)
     user, seconds = draw_user(seed, user_shift, settings), 60 * minutes
     finger, border = finger_events(seconds, draw("events"))
     signal = record(finger_drive(finger, border, user, draw("drive")), user, draw("signal"), settings, int(seconds * settings.rate_hz))[:, 1]
     emg = np.clip(np.rint(decimate(signal, 5, ftype="fir", axis=0) - 1), -128, 127).astype(int)  # (T, 8)
-    clock = np.arange(len(emg)) / 200
-    hot = np.eye(6, dtype=int)[finger[np.clip(np.searchsorted(border, clock, side="right") - 1, 0, len(finger) - 1)]]
-    stamp = np.datetime64("2025-01-01T12:00:00", "us") + (1e6 * (clock - np.arange(len(emg)) % 2 * .0048)).astype("timedelta64[us]")  # rows come in pairs
-    rows = np.column_stack([emg, hot]).astype(str).tolist()
+    row = np.arange(len(emg))
+    hot = np.eye(6, dtype=int)[finger[np.searchsorted(border, row / 200, side="right") - 1]]
+    stamp = np.datetime64("2025-01-01T12:00:00", "us") + (1e6 * (row / 200 - row % 2 * .0048)).astype("timedelta64[us]")  # rows come in pairs
     text = "timestamp," + ",".join([f"emg_{c}" for c in range(1, 9)] + [*FINGERS, "rest"]) + "\n"
-    text += "".join(f"{t},{','.join(row)}\n" for t, row in zip(np.datetime_as_string(stamp), rows))
+    text += "".join(f"{t},{','.join(cells)}\n" for t, cells in zip(np.datetime_as_string(stamp), np.column_stack([emg, hot]).astype(str).tolist()))
     return atomic_write(path, gzip.compress(text.encode(), 6, mtime=0) if str(path).endswith(".gz") else text)
 
 # %% ../nbs/12_synthetic.ipynb #embedded-fingers
@@ -567,6 +560,6 @@ def embedded_fingers(
     folder=None, # where; None: data/synthetic/fingers of the project
 )->Path: # the folder, with subject1.csv.gz (10 min) and subject2.csv.gz (5 min)
     "Finger recordings of two users: written once, then reused."
-    minutes = {"subject1": 10, "subject2": 5}
+    minutes = dict(subject1=10, subject2=5)
     write = lambda fresh: [write_finger_csv(fresh / f"{name}.csv.gz", m, seed) for seed, (name, m) in enumerate(minutes.items())]
     return write_once(folder or project_root() / "data" / "synthetic" / "fingers", [minutes, SimulatorSettings(), EMBEDDED.version], write)

@@ -257,6 +257,7 @@ class Ledger:
         "Note one training batch; decode it only if its turn has come."
         self.loss_sum += loss.detach()
         self.n_batches += 1
+        self.detector.add(emissions)
         if index % self.recipe.training.decode_train_every: return
         predictions = [d.text for d in greedy_decode(emissions, self.data.charset)]
         self.sampled += count_errors_many(texts_of(self.data.charset, batch), predictions)
@@ -269,7 +270,7 @@ class Ledger:
         better = is_better(row, self.best)
         self.best = row if better else self.best
         self.history.append(row)
-        if message := self.detector.epoch(val.blank): warnings.warn(message, stacklevel=2)
+        if message := self.detector.end_epoch(lr): warnings.warn(message, stacklevel=2)
         return better
 
     def out_of_patience(self) -> bool:
@@ -365,7 +366,7 @@ def fit(recipe: Recipe,  # what to do
 
     def keep(ledger, better, trainer):
         if better: save_weights(model, best_path)
-        trainer.save_checkpoint(folder / "last.tmp")
+        trainer.save_checkpoint(folder / "last.tmp", weights_only=False)
         (folder / "last.tmp").replace(last)
         on_epoch(ledger, better)
 

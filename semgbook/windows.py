@@ -85,7 +85,7 @@ class LabelTable:
     ):
         columns = [session_labels(s, charset) for s in sessions]
         self.offset = np.cumsum([0, *(s.n_samples for s in sessions)])  # (sessions + 1,) where each begins on the line
-        self.labels = np.concatenate([c[0] for c in columns])
+        self.labels = np.concatenate([*(c[0] for c in columns), [0]])  # (presses + 1,) the zero pads
         self.first, self.past = (np.concatenate([c[k] + o for c, o in zip(columns, self.offset)]) for k in (1, 2))
 
     def ranges(self, sessions, starts, stops): # each (N,): session number, first sample, one past the last
@@ -98,8 +98,8 @@ class LabelTable:
         low, high = self.ranges(sessions, starts, stops)
         lengths = high - low
         place = np.arange(lengths.max(initial=0))
-        rows = np.where(place < lengths[:, None], low[:, None] + place, len(self.labels))  # (N, L)
-        return np.append(self.labels, 0)[rows], lengths
+        rows = np.where(place < lengths[:, None], low[:, None] + place, -1)  # (N, L)
+        return self.labels[rows], lengths
 
 # %% ../nbs/17_windows.ipynb #windowplan
 @dataclass(frozen=True)

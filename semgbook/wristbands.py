@@ -7,12 +7,11 @@ __all__ = ['FINGER_NAMES', 'FINGER_KEYS', 'KAO_COLUMNS', 'RATE_HZ', 'EMG_RANGE',
            'MYO_COLUMNS', 'WristbandError', 'ReadReport', 'judge', 'read_bytes', 'find_lines', 'count_fields',
            'parse_columns', 'unix_seconds', 'Rows', 'name_cell', 'read_rows', 'keep_in_order', 'pick_finger',
            'FingerRecording', 'check_header', 'describe_rows', 'check_clock', 'read_finger_csv', 'find_runs',
-           'finger_presses', 'training_offsets', 'fill_bands', 'is_done', 'source_code', 'tell_report', 'session_stem',
-           'pair_users', 'convert_kao', 'write_recording', 'read_myo', 'note_oddities', 'find_myo_sessions',
-           'join_recordings', 'read_myo_session', 'convert_myo', 'along', 'tile_electrodes', 'interpolate_electrodes',
-           'resample', 'resample_times']
+           'finger_presses', 'training_offsets', 'is_done', 'source_code', 'tell_report', 'session_stem', 'pair_users',
+           'convert_kao', 'write_recording', 'read_myo', 'note_oddities', 'find_myo_sessions', 'read_myo_session',
+           'convert_myo', 'tile_electrodes', 'interpolate_electrodes', 'resample']
 
-# %% ../nbs/13_wristbands.ipynb #e7d0a3fd
+# %% ../nbs/13_wristbands.ipynb #470b5bc7
 import csv
 import gzip
 import hashlib
@@ -30,7 +29,7 @@ import pandas as pd
 from scipy.signal import resample_poly
 
 from .repro import stable_hash
-from .session import Session, open_session, write_session
+from .session import open_session, write_session
 
 # %% ../nbs/13_wristbands.ipynb #wristbanderror
 class WristbandError(ValueError):
@@ -62,7 +61,9 @@ class ReadReport:
     def n_dirty(self): return self.skipped + self.several_active + self.none_active
 
     def __str__(self):
-        counts = [f"{value:.4g} {name}" for name, value in asdict(self).items() if name not in ("file", "n_lines", "problems") and value]
+        words = {"skipped": "skipped", "several_active": "with several fingers", "none_active": "without a finger", "gaps": "jumps in time",
+                 "gap_s": "s missing there", "unfinished": "rows in the open last run"}
+        counts = [f"{getattr(self, name):.4g} {text}" for name, text in words.items() if getattr(self, name)]
         return "\n  ".join([f"{self.file}: {self.n_lines} lines; " + (", ".join(counts) or "clean"), *self.problems])
 
 # %% ../nbs/13_wristbands.ipynb #judge
@@ -75,14 +76,12 @@ def judge(
     first = report.problems[0] if report.problems else report.file
     if strict and (report.n_dirty or report.gaps): raise WristbandError(f"{first} (strict=True accepts no dirt; {report.n_dirty} rows, {report.gaps} jumps)")
     if report.n_dirty > max_dirty * report.n_lines:
-        raise WristbandError(f"{first}; {report.n_dirty} of {report.n_lines} rows are dirty, more than {max_dirty:.3%}. "
+        raise WristbandError(f"{first}; {report.n_dirty} of {report.n_lines} rows are dirty, more than {100 * max_dirty:.3g} %. "
                              f"Correct the file, or accept them with max_dirty={min(1.0, 1.01 * report.n_dirty / max(1, report.n_lines)):.2g}")
     return report
 
 # %% ../nbs/13_wristbands.ipynb #read-bytes
-def read_bytes(
-    path: str | Path, # a text file, or the same compressed with gzip
-) -> bytes: # its content
+def read_bytes(path: str | Path) -> bytes:
     "The uncompressed bytes of a file; what it is decides, not its name."
     try:
         data = Path(path).read_bytes()
@@ -91,9 +90,7 @@ def read_bytes(
         raise WristbandError(f"{path}: cannot be read, is it truncated or still being written? ({error})") from error
 
 
-def find_lines(
-    data: bytes, # text
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # (R,) first byte, (R,) byte after the last, (R,) line number from 0
+def find_lines(data: bytes): # (R,) first byte, (R,) byte after the last, (R,) line number from 0
     "Lines that are not blank; they end at a line feed."
     buffer = np.frombuffer(data, np.uint8)
     stops = np.flatnonzero(buffer == 10)
@@ -104,12 +101,8 @@ def find_lines(
     return starts[filled], stops[filled], filled
 
 # %% ../nbs/13_wristbands.ipynb #count-fields
-def count_fields(
-    data: bytes, # text
-    starts: np.ndarray, # (R,) first byte of each line
-    stops: np.ndarray, # (R,) byte after the last
-) -> np.ndarray: # (R,) fields per line, 0 where a control character stands inside
-    "Fields between commas, counted for all lines at once."
+def count_fields(data: bytes, starts: np.ndarray, stops: np.ndarray) -> np.ndarray: # (R,)
+    "Fields of all lines at once, between commas; 0 where a control character stands inside a line."
     buffer = np.frombuffer(data, np.uint8)
 
     def count(mask): # of marked bytes in each line
@@ -131,10 +124,8 @@ def parse_columns(
     return frame.apply(lambda column: column if column.name == "timestamp" else pd.to_numeric(column, errors="coerce"))
 
 
-def unix_seconds(
-    texts: pd.Series, # (T,) ISO-8601 times; without a zone they are read as UTC
-) -> np.ndarray: # (T,) float64 unix seconds, NaN where a text is no time
-    "Real seconds, to the microsecond."
+def unix_seconds(texts: pd.Series) -> np.ndarray: # (T,) float64, NaN where a text is no time
+    "ISO-8601 times as unix seconds, to the microsecond; without a zone they are read as UTC."
     moments = pd.to_datetime(texts, format="ISO8601", utc=True, errors="coerce")
     micros = moments.dt.tz_localize(None).to_numpy("datetime64[us]")
     return np.where(np.isnat(micros), np.nan, micros.astype(np.int64) / 1e6)
@@ -150,13 +141,8 @@ class Rows:
     problems: tuple[tuple[int, str], ...] # (line, what is wrong), the first few
 
 
-def name_cell(
-    line: bytes, # one line of the file
-    column: int, # number of the column, from 0
-    names: Sequence[str], # of all columns
-    limits: Mapping[str, tuple[int, int]], # allowed integers per column
-) -> str: # what is wrong with the cell
-    "A cell that is not what its column needs, in words."
+def name_cell(line: bytes, column: int, names: Sequence[str], limits: Mapping[str, tuple[int, int]]) -> str:
+    "What is wrong with one cell, in words."
     cell, name = line.decode("latin-1").split(",")[column].strip(), names[column]
     need = f"an integer from {limits[name][0]} to {limits[name][1]}" if name in limits else "an ISO-8601 time"
     return f"column {column + 1} ({name}) holds {cell[:40]!r}, not {need}"
@@ -188,9 +174,7 @@ def read_rows(
     return Rows(values[good], None if times is None else times[good], numbers[fit][good], len(fit), tuple(sorted(problems)[:N_SHOWN]))
 
 # %% ../nbs/13_wristbands.ipynb #keep-in-order
-def keep_in_order(
-    times: np.ndarray, # (T,) seconds
-) -> np.ndarray: # (T,) bool, True where the row stays
+def keep_in_order(times: np.ndarray) -> np.ndarray: # (T,) seconds to (T,) bool, True where the row stays
     "Rows whose times never decrease; a lone glitch costs one row, whichever way it points."
     keep = np.ones(len(times), bool)
     back = np.flatnonzero(np.diff(times) < 0) # the row before each step back
@@ -199,9 +183,7 @@ def keep_in_order(
     return keep & (times >= np.maximum.accumulate(np.where(keep, times, -np.inf)))
 
 # %% ../nbs/13_wristbands.ipynb #pick-finger
-def pick_finger(
-    active: np.ndarray, # (T, 6) 0 or 1
-) -> np.ndarray: # (T,) int8 index into FINGER_NAMES
+def pick_finger(active: np.ndarray) -> np.ndarray: # (T, 6) of 0 and 1 to (T,) int8 index into FINGER_NAMES
     "The first active finger of each row; where there is none, the one before goes on."
     last = np.maximum.accumulate(np.where(active.any(1), np.arange(len(active)), -1)) # last row with a label
     return np.where(last < 0, len(FINGER_NAMES) - 1, active[np.maximum(last, 0)].argmax(1)).astype(np.int8)
@@ -220,10 +202,7 @@ class FingerRecording:
     def problems(self): return self.report.problems
 
 
-def check_header(
-    path: str | Path, # for the message
-    header: bytes, # first line of the file
-) -> None:
+def check_header(path: str | Path, header: bytes) -> None:
     "Refuse a file without a header, with too few or too many columns, or with the fingers in another order."
     names = [name.strip().strip('"').lower() for name in header.decode("utf-8-sig", "replace").split(",")]
     if names[1:2] and names[1].lstrip("-").isdigit(): raise WristbandError(f"{path}, line 1: there is no header; write {','.join(KAO_COLUMNS)} above the data")
@@ -246,7 +225,7 @@ def describe_rows(
     jumps, open_run = np.flatnonzero(step > max_gap_s), int((np.cumsum(finger[::-1] != finger[-1]) == 0).sum()) if len(finger) else 0
     found = list(rows.problems)
     found += [(int(n), "the time runs backwards") for n in rows.lines[~kept][:N_SHOWN]]
-    found += [(int(lines[i]), f"{active[i]:.0f} fingers are active") for i in np.flatnonzero(active != 1)[:N_SHOWN]]
+    found += [(int(lines[i]), f"{active[i]:.0f} fingers are active" if active[i] else "no finger is active") for i in np.flatnonzero(active != 1)[:N_SHOWN]]
     found += [(int(lines[i + 1]), f"the time jumps ahead by {step[i]:.3f} s") for i in jumps[:N_SHOWN]]
     return ReadReport(str(path), rows.n_lines, rows.n_lines - len(lines), int((active > 1).sum()), int((active == 0).sum()), len(jumps),
                       float(step[jumps].sum()), open_run, tuple(f"{path}, line {n}: {what}" for n, what in sorted(found)[:N_SHOWN]))
@@ -321,15 +300,6 @@ def training_offsets(
     "Mean of each electrode over the part that trains."
     return signal[:max(1, len(signal) - int(len(signal) * (1 - fraction) + 1e-9))].mean(0, dtype=np.float64)
 
-
-def fill_bands(
-    signal: np.ndarray, # (T, C) of one armband
-    offsets: np.ndarray, # (C,) to subtract
-) -> np.ndarray: # (T, B, C) float32, left band zero
-    "One armband as the right one of two."
-    right = (signal - offsets).astype(np.float32)
-    return np.stack([np.zeros_like(right), right], axis=1)
-
 # %% ../nbs/13_wristbands.ipynb #is-done
 def is_done(
     path: Path, # session file to be written
@@ -362,10 +332,8 @@ def tell_report(
     elif report.n_dirty or report.gaps: warnings.warn(str(report), stacklevel=3)
 
 # %% ../nbs/13_wristbands.ipynb #session-stem
-def session_stem(
-    path: str | Path, # a source file
-) -> str: # its name without .csv, .txt and .gz
-    "Name of the session that a file becomes."
+def session_stem(path: str | Path) -> str:
+    "Name of the session that a file becomes: its own without .csv, .txt and .gz."
     name = Path(path).name
     for ending in (".gz", ".csv", ".txt"): name = name.removesuffix(ending)
     return name
@@ -420,8 +388,9 @@ def write_recording(
 ) -> Path: # the same path
     "One recording as a session of the common format."
     path.parent.mkdir(parents=True, exist_ok=True)
+    right = (recording.signal - offsets).astype(np.float32)
     extra = {"device": device, "conversion": code, "offsets": json.dumps(np.round(offsets, 6).tolist()), "read_report": json.dumps(asdict(recording.report))}
-    return write_session(path, fill_bands(recording.signal, offsets), recording.times, *presses, name=name, user=user, rate_hz=RATE_HZ, attributes=extra)
+    return write_session(path, np.stack([np.zeros_like(right), right], axis=1), recording.times, *presses, name=name, user=user, rate_hz=RATE_HZ, attributes=extra)
 
 # %% ../nbs/13_wristbands.ipynb #read-myo
 GESTURES = ("rest", "flexion", "extension", "radial deviation", "ulnar deviation", "pronation", "supination", "fist")
@@ -448,11 +417,7 @@ def read_myo(
     return FingerRecording(signal, start_s + (rows.lines - 1) / RATE_HZ, label, report, GESTURES)
 
 # %% ../nbs/13_wristbands.ipynb #note-oddities
-def note_oddities(
-    stem: str, # name of the file, which should be its label
-    label: np.ndarray, # (T,) label per row
-    signal: np.ndarray, # (T, C)
-) -> list[str]: # sentences
+def note_oddities(stem: str, label: np.ndarray, signal: np.ndarray) -> list[str]: # label (T,), signal (T, C)
     "What is not dirt and still worth knowing: a name that disagrees with the rows, rows that repeat."
     shown, notes = sorted(set(label.tolist()) - {0}), []
     if stem.isdigit() and shown and shown != [int(stem)]: notes.append(f"the name says label {stem}, the rows say {', '.join(map(str, shown))}; the rows count")
@@ -461,10 +426,8 @@ def note_oddities(
     return notes
 
 # %% ../nbs/13_wristbands.ipynb #find-myo-sessions
-def find_myo_sessions(
-    folder: str | Path, # of one session, or of many
-) -> dict[str, list[Path]]: # session name to its files, both sorted
-    "Folders that hold numbered text files: one session each."
+def find_myo_sessions(folder: str | Path) -> dict[str, list[Path]]: # session name to its files, both sorted
+    "Folders that hold numbered text files, one session each: `folder` itself or the folders in it."
     folder = Path(folder)
     candidates = [folder, *sorted(p for p in folder.iterdir() if p.is_dir())] if folder.is_dir() else []
     found = {p.name: sorted(f for f in p.iterdir() if f.name.endswith((".txt", ".txt.gz")) and session_stem(f).isdigit()) for p in candidates}
@@ -473,30 +436,22 @@ def find_myo_sessions(
     return found
 
 
-def join_recordings(
-    recordings: Sequence[FingerRecording], # one after the other in time
-) -> FingerRecording: # as one, with the reports added up
-    "Several files as one recording."
-    reports = [r.report for r in recordings]
-    problems = tuple(sentence for report in reports for sentence in report.problems)
-    total = ReadReport(str(Path(reports[0].file).parent), sum(r.n_lines for r in reports), sum(r.skipped for r in reports), problems=problems)
-    fields = (np.concatenate([getattr(r, name) for r in recordings]) for name in ("signal", "times", "finger"))
-    return FingerRecording(*fields, total, recordings[0].names)
-
-# %% ../nbs/13_wristbands.ipynb #read-myo-session
 def read_myo_session(
     files: Sequence[Path], # of one session
     pause_s: float = 1.0, # time between two files, in seconds
     **options, # strict, max_dirty
-) -> list[FingerRecording]: # on one clock
-    "The files of one session, one after the other with a pause between them."
-    recordings, start = [], 0.0
+) -> tuple[FingerRecording, list[FingerRecording]]: # all in one, and each file
+    "The files of one session on one clock, one after the other with a pause between them."
+    parts, start = [], 0.0
     for file in files:
-        recordings.append(read_myo(file, start, **options))
-        start = recordings[-1].times[-1] + pause_s
-    return recordings
+        parts.append(read_myo(file, start, **options))
+        start = parts[-1].times[-1] + pause_s
+    reports = [part.report for part in parts]
+    total = ReadReport(str(files[0].parent), sum(r.n_lines for r in reports), sum(r.skipped for r in reports), problems=sum((r.problems for r in reports), ()))
+    fields = (np.concatenate([getattr(part, name) for part in parts]) for name in ("signal", "times", "finger"))
+    return FingerRecording(*fields, total, GESTURES), parts
 
-
+# %% ../nbs/13_wristbands.ipynb #convert-myo
 def convert_myo(
     folder: str | Path, # of one session, or of many, named <user>-<number>
     out_folder: str | Path, # made when missing
@@ -516,31 +471,21 @@ def convert_myo(
         code = source_code([*files, *first], {"kind": "myo", "version": 1, "user": user, "keys": dict(keys), "rest": rest, **options})
         made.append(target)
         if is_done(target, code, overwrite): continue
-        parts = read_myo_session(files, **options)
-        if offsets is None: offsets = join_recordings(parts if files is first else read_myo_session(first, **options)).signal.mean(0, dtype=np.float64)
-        whole = join_recordings(parts)
+        whole, parts = read_myo_session(files, **options)
+        if offsets is None: offsets = (whole if files is first else read_myo_session(first, **options)[0]).signal.mean(0, dtype=np.float64)
         tell_report(whole.report, tell)
         typed, *moments = zip(*(finger_presses(part, rest, keys, keep_last=True) for part in parts))
         write_recording(target, whole, (sum(typed, []), *map(np.concatenate, moments)), offsets, name, user, "myo", code)
     return made
 
-# %% ../nbs/13_wristbands.ipynb #along
-def along(
-    axis: int, # which axis, may be negative
-    n_axes: int, # number of axes
-    index, # what to take on it
-) -> tuple: # for square brackets, on NumPy arrays and torch tensors alike
-    "An index for one axis that leaves the others whole."
-    return (slice(None),) * (axis % n_axes) + (index,)
-
-
+# %% ../nbs/13_wristbands.ipynb #tile-electrodes
 def tile_electrodes(
     x, # array or tensor with C electrodes on `axis`
     n: int, # electrodes wanted
     axis: int = -1, # the electrode axis
 ): # the same with n electrodes
     "Electrode c of the result is electrode c mod C, copied."
-    return x[along(axis, x.ndim, np.arange(n) % x.shape[axis])]
+    return x[(slice(None),) * (axis % x.ndim) + (np.arange(n) % x.shape[axis],)]
 
 
 def interpolate_electrodes(
@@ -554,7 +499,8 @@ def interpolate_electrodes(
     low = np.floor(place).astype(int)
     weight = (place - low).reshape(-1, *[1] * (x.ndim - 1 - axis % x.ndim))
     weight = weight.astype(np.result_type(x.dtype, np.float32)) if isinstance(x, np.ndarray) else x.new_tensor(weight)
-    return x[along(axis, x.ndim, low)] * (1 - weight) + x[along(axis, x.ndim, (low + 1) % n_in)] * weight
+    before = (slice(None),) * (axis % x.ndim)
+    return x[(*before, low)] * (1 - weight) + x[(*before, (low + 1) % n_in)] * weight
 
 # %% ../nbs/13_wristbands.ipynb #resample
 def resample(
@@ -566,14 +512,3 @@ def resample(
     ratio = Fraction(rate_out / rate_in).limit_denominator(10_000)
     if ratio <= 0: raise WristbandError(f"rates must be above 0 and not further apart than 10000, not {rate_in} and {rate_out} Hz")
     return resample_poly(signal, ratio.numerator, ratio.denominator, axis=0, padtype="line").astype(signal.dtype)
-
-
-def resample_times(
-    times: np.ndarray, # (T,) seconds, evenly spaced but for small jitter
-    rate_in: float, # samples per second of the times
-    rate_out: float, # samples per second wanted
-) -> np.ndarray: # (T',) as many as `resample` gives
-    "Times that belong to resampled samples; presses stay where they are."
-    ratio = Fraction(rate_out / rate_in).limit_denominator(10_000)
-    place = np.arange(-(-len(times) * ratio.numerator // ratio.denominator)) * ratio.denominator / ratio.numerator
-    return np.interp(place, np.arange(len(times)), times)

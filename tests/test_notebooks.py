@@ -85,12 +85,13 @@ def test_is_clean(path):
 
 @each(ALL)
 def test_code_keeps_the_rules(path):
-    "Imports stand alone in their cells (the site runs those again); no star import; `eval: false` only with a reason."
+    "Imports stand alone in their cells (the site runs those cells alone); no star import; `eval: false` only with a reason."
     for source in cells(path, "code"):
         if "nbdev_export(" in source:
             continue
         body = tree(source).body
-        imports = [n for n in body if isinstance(n, (ast.Import, ast.ImportFrom))]
+        where = body if EXPORT.search(source) else list(ast.walk(ast.Module(body, [])))  # a lazy import is fine in what is exported only
+        imports = [n for n in where if isinstance(n, (ast.Import, ast.ImportFrom))]
         others = [n for n in body if n not in imports and not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
         assert not (imports and others), f"imports mixed with other code:\n{source}"
         assert not any(alias.name == "*" for n in imports for alias in n.names), source
@@ -216,7 +217,7 @@ def tracked():
 
 def test_no_place_that_only_one_machine_has():
     "No absolute home, no neighbouring folder and no registry host: they mean nothing to whoever clones this."
-    place = re.compile(r"(?<![\w.~-])/(?:home|root|work|farm|mnt|Users)[/]|pypi\.org|pythonhosted|registry\.npmjs|deb\.debian")
+    place = re.compile(r"(?<![\w.~-])/(?:home|root|work|farm|mnt|Users)[/]|pypi\.org|python[h]osted|registry\.npmjs|deb\.debian")
     beside = re.compile(r"\.\./shared")  # only where a test says what it skips for
     found = [f"{name}:{n}: {line.strip()[:120]}" for name, text in tracked() for n, line in enumerate(text.splitlines(), 1)
              if place.search(line) or (beside.search(line) and not name.startswith("tests/"))]

@@ -201,7 +201,7 @@ def test_every_press_has_one_window_unless_in_a_gap(sessions):
     index = WindowIndex([whole(session)], WindowSpec(350), QWERTY)
     plan = index.plan(np.arange(len(index)))
     low, high = index.table.ranges(plan.sessions, plan.core_start, plan.core_stop)
-    owners = np.zeros(len(index.table.labels), int)
+    owners = np.zeros(len(index.table.first), int)
     for a, b in zip(low, high): owners[a:b] += 1
     times, keep = read_times(session), QWERTY.keep_of_keys(session.keys)
     for n, t in zip(owners, session.press_times[keep]):

@@ -1,0 +1,298 @@
+"""The documentation site in `_docs`, made from the notebooks: execute, let nbdev process, make neutral, render.
+
+With Quarto on the PATH, `--quarto` renders the same executed pages with nbdev_docs. Give page names to build only those.
+"""
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from configparser import ConfigParser
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+
+import yaml
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+NBS, EXECUTED, PREPARED, PROCESSED, PAGES, SITE = (ROOT / name for name in ("nbs", "_exec", "_prep", "_proc", "_pages", "_docs"))
+EXPORT = re.compile(r"^(\s*#\|\s*)export\b(?!s)", re.M)
+FRONT_PAGES = ["CONTRIBUTING.md", "CHANGELOG.md", "data/README.md", "reports/README.md"]
+SECTIONS = [("Components", "components", r"\d\d_", "One page for each module, in reading order: nothing on a page needs a page that comes later."),
+            ("Experiments", "experiments_index", r"experiments/", "Each asks a question. The pages show the code; what runs said is in the report."),
+            ("Exploring", "explore_index", r"explore/", "Pages with controls, for JupyterLab."),
+            ("Tutorials", "tutorials_index", r"tutorials/", "From nothing to something.")]
+
+
+def mathjax():
+    "MathJax's one file, from the package that carries it; None where that is not installed."
+    try:
+        return next((f.locate() for f in files("sphinx-mathjax-offline") if f.name == "tex-svg.js"), None)
+    except PackageNotFoundError:
+        return None
+
+
+# --- execute ------------------------------------------------------------------------------------
+
+def is_parameterised(path):
+    "Whether papermill runs this notebook, not the site."
+    return '"parameters"' in path.read_text(encoding="utf-8")
+
+
+def run_page(path):
+    "Execute one page into _exec, unless it is there as of now; what is parameterised stays as it is."
+    from execute import execute, is_fresh
+    if is_parameterised(path):
+        out = EXECUTED / path.relative_to(NBS)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, out)
+    elif not is_fresh(path, EXECUTED):
+        execute(path, keep=EXECUTED)
+    return path
+
+
+def executed(pages, workers):
+    "Run all pages, two at a time."
+    with ProcessPoolExecutor(workers) as pool:
+        for path in pool.map(run_page, pages):
+            print("page", path.relative_to(NBS).with_suffix(""), flush=True)
+
+
+# --- nbdev's part -------------------------------------------------------------------------------
+
+def source_cells(nb):
+    "Name -> source of the exporting cell that defines it."
+    found = {}
+    for cell in nb["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code" and EXPORT.search(source):
+            for name in re.findall(r"^(?:def|class)\s+([A-Za-z]\w*)", source, re.M):
+                found[name] = plain(source)
+    return found
+
+
+def plain(source):
+    "A cell without its directives."
+    return "\n".join(line for line in source.splitlines() if not line.lstrip().startswith("#|")).strip("\n")
+
+
+def prepared(pages):
+    "Copies for nbdev: an exporting cell with nothing public to list (a table, a private helper) shows its source instead."
+    for path in pages:
+        nb = json.loads((EXECUTED / path.relative_to(NBS)).read_text(encoding="utf-8"))
+        for cell in nb["cells"]:
+            source = "".join(cell["source"])
+            if cell["cell_type"] == "code" and EXPORT.search(source):
+                body = plain(source)
+                imports_only = all(re.match(r"(import|from)\s|\s|\)|#|$", line) for line in body.splitlines())
+                if not re.search(r"^(?:def|class)\s+[A-Za-z]", body, re.M) and not imports_only:
+                    cell["source"] = EXPORT.sub(r"\1exports", source)
+        out = PREPARED / path.relative_to(NBS)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(nb), encoding="utf-8")
+
+
+def processed(workers):
+    "nbdev's own processors: hidden cells gone, signatures shown, names in backticks linked."
+    from nbdev.serve import proc_nbs
+    shutil.rmtree(PROCESSED, ignore_errors=True)
+    os.chdir(ROOT)
+    proc_nbs(path=PREPARED.name, n_workers=workers)
+
+
+# --- neutral pages ------------------------------------------------------------------------------
+
+def settings():
+    "settings.ini as a mapping."
+    ini = ConfigParser()
+    ini.read(ROOT / "settings.ini", encoding="utf-8")
+    return ini["DEFAULT"]
+
+
+class Neutral:
+    "Turns what nbdev made for Quarto into pages any renderer understands."
+
+    def __init__(self, pages):
+        self.names = [p.relative_to(NBS).with_suffix("").as_posix() for p in pages]
+        cfg = settings()
+        self.host = cfg["doc_host"] + cfg["doc_baseurl"]
+        self.of_module = {re.sub(r"^\d\d_", "", name): name for name in self.names}
+
+    def links(self, text, page):
+        "Links to the public host, to notebooks and to files of the repository, as the site has them."
+        up = "../" * page.count("/")
+        text = re.sub(r"(```.*?```)", lambda m: re.sub(r"\[(`[^`]*`)\]\(https?:[^)]*\)", lambda k: k[1].strip("`"), m[1]), text, flags=re.S)
+
+        def public(match):
+            page_name, _, anchor = match[2].partition("#")
+            target = self.of_module.get(page_name.removesuffix(".html"))
+            return f"[{match[1]}]({up}{target}.ipynb{'#' + anchor if anchor in self.shown.get(target, ()) else ''})" if target else match[1]
+
+        def relative(match):
+            target, _, anchor = match[2].partition("#")
+            place = os.path.normpath(os.path.join(os.path.dirname("nbs/" + page), target))
+            name = os.path.relpath(place, "nbs")
+            if name.removesuffix(".ipynb") in self.names or place in FRONT_PAGES:
+                return f"[{match[1]}]({up}{front_name(place) if place in FRONT_PAGES else name}{'#' + anchor if anchor else ''})"
+            return match[1]
+
+        text = re.sub(r"\[([^\]]+)\]\(" + re.escape(self.host) + r"([^)]*)\)", public, text)
+        return re.sub(r"(?<!!)\[([^\]]+)\]\((?![a-z]+:|#)([^)\s]+)\)", relative, text)
+
+    def anchors(self):
+        "Page -> anchors of the names shown on it."
+        self.shown = {}
+        for name in self.names:
+            text = (PROCESSED / f"{name}.ipynb").read_text(encoding="utf-8")
+            self.shown[name] = {n.lower() for n in re.findall(r"show_doc\((\w+)", text)}
+
+    def page(self, name):
+        "One neutral notebook."
+        nb = json.loads((PROCESSED / f"{name}.ipynb").read_text(encoding="utf-8"))
+        sources = source_cells(json.loads((NBS / f"{name}.ipynb").read_text(encoding="utf-8")))
+        cells = []
+        for number, cell in enumerate(nb["cells"]):
+            source = "".join(cell["source"])
+            if cell["cell_type"] == "raw" and source.startswith("---"):
+                front = yaml.safe_load(source.strip().strip("-"))
+                text = "\n\n".join(mark + front[key] for key, mark in (("title", "# "), ("description", "> ")) if key in front)
+                cells.append(markdown(text))
+            elif cell["cell_type"] == "markdown":
+                if "WARNING: THIS FILE WAS AUTOGENERATED" not in source:
+                    cells.append(markdown(self.links(source, name)))
+            elif cell["cell_type"] == "code" and "show_doc(" in source:
+                cells += self.listing(cell, source, sources, name)
+            elif cell["cell_type"] == "code" and plain(source):
+                cells.append(self.code(cell, source))
+        for number, cell in enumerate(cells):
+            cell["id"] = f"cell-{number}"
+        return {"cells": cells, "metadata": {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}, "nbformat": 4, "nbformat_minor": 5}
+
+    def listing(self, cell, source, sources, page):
+        "A signature as nbdev prints it, with the code behind it folded away."
+        text = "".join("".join(o.get("data", {}).get("text/markdown", "")) for o in cell["outputs"])
+        text = re.sub(r"^---\s*$|^\[source\]\(.*$", "", text, flags=re.M)
+        shown = re.search(r"show_doc\((\w+)", source)
+        folded = [code_cell(sources[shown[1]], tags=["hide-input"])] if shown and shown[1] in sources else []
+        return [markdown(self.links(text.strip(), page)), *folded]
+
+    def code(self, cell, source):
+        "A code cell without directives; its figures as plain data, widgets as the text they stand for."
+        outputs = []
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            figure = data.get("application/vnd.plotly.v1+json")
+            if figure:
+                output["data"] = {"text/html": figure_html(figure)}
+            else:
+                data.pop("application/vnd.jupyter.widget-view+json", None)
+            output.pop("transient", None)
+            outputs.append(output)
+        return code_cell(plain(source), outputs, tags=["remove-input"] if re.search(r"#\|\s*echo:\s*false", source) else [])
+
+
+def figure_html(figure):
+    "A figure as JSON inside the page; sg-plotly.js draws it."
+    keep = {key: figure[key] for key in ("data", "layout", "frames", "config") if figure.get(key)}
+    return '<div class="sg-plotly"><script type="application/json">' + json.dumps(keep).replace("</", "<\\/") + "</script></div>"
+
+
+def markdown(text):
+    "A markdown cell."
+    return {"cell_type": "markdown", "metadata": {}, "source": text}
+
+
+def code_cell(source, outputs=(), tags=()):
+    "A code cell as executed."
+    return {"cell_type": "code", "execution_count": None, "metadata": {"tags": list(tags)}, "outputs": list(outputs), "source": source}
+
+
+def front_name(place):
+    "The site's name for a markdown file of the repository."
+    return place.lower().replace("/readme", "")
+
+
+def title_of(page):
+    "Title and description of a neutral page."
+    first = page["cells"][0]["source"]
+    return re.search(r"^# (.+)$", first, re.M)[1], (re.search(r"^> (.+)$", first, re.M) or ["", ""])[1]
+
+
+def write_pages(pages):
+    "All neutral pages, the indices and the files they need, into _pages."
+    shutil.rmtree(PAGES, ignore_errors=True)
+    PAGES.mkdir()
+    neutral = Neutral(pages)
+    neutral.anchors()
+    made = {name: neutral.page(name) for name in neutral.names}
+    tops = [name for name in ("architecture", "report", "decisions") if name in made]
+    for heading, file, pattern, intro in SECTIONS:
+        members = [name for name in made if re.match(pattern, name)]
+        if members:
+            rows = [f"| [{name.split('/')[-1]}]({name}.ipynb) | {title_of(made[name])[0]} | {title_of(made[name])[1]} |" for name in members]
+            toc = "\n".join(members)
+            (PAGES / f"{file}.md").write_text(f"# {heading}\n\n{intro}\n\n| page | title | what it is |\n|---|---|---|\n" + "\n".join(rows) +
+                                              f"\n\n```{{toctree}}\n:hidden:\n:maxdepth: 1\n\n{toc}\n```\n", encoding="utf-8")
+            tops.insert(1 if file == "components" else len(tops) - ("decisions" in made), file)
+    for place in FRONT_PAGES:
+        if (ROOT / place).exists():
+            text = (ROOT / place).read_text(encoding="utf-8")
+            depth = os.path.dirname(place)
+            text = re.sub(r"\]\((?![a-z]+:|#)([^)\s]+)\)", lambda m, d=depth: "](" + os.path.relpath(os.path.normpath(os.path.join(d, m[1])), "nbs") + ")", text)
+            (PAGES / front_name(place)).write_text(neutral.links(text, "index"), encoding="utf-8")
+            tops.append(front_name(place).removesuffix(".md"))
+    made["index"]["cells"].append({**markdown("```{toctree}\n:hidden:\n:maxdepth: 1\n\n" + "\n".join(tops) + "\n```"), "id": "toctree"})
+    for name, page in made.items():
+        out = PAGES / f"{name}.ipynb"
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(page), encoding="utf-8")
+    static = PAGES / "_static"
+    static.mkdir()
+    import plotly
+    for file in (HERE / "semgbook.css", HERE / "sg-plotly.js", Path(plotly.__file__).parent / "package_data" / "plotly.min.js", mathjax()):
+        if file:
+            shutil.copy(file, static)
+
+
+def render():
+    "Sphinx, with every warning an error."
+    shutil.rmtree(SITE, ignore_errors=True)
+    subprocess.run([sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q", "-c", HERE, PAGES, SITE], check=True)
+
+
+def render_with_quarto():
+    "nbdev's way, on the executed pages."
+    for name in ("_quarto.yml", "nbdev.yml"):
+        if (NBS / name).exists():
+            shutil.copy(NBS / name, EXECUTED)
+    subprocess.run([Path(sys.executable).parent / "nbdev_docs", "--path", EXECUTED.name], cwd=ROOT, check=True)
+
+
+def main():
+    "Build the site."
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("pages", nargs="*", help="names of pages, such as 42_metrics; all when left out")
+    parser.add_argument("--quarto", action="store_true", help="render with Quarto, which has to be on the PATH")
+    parser.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1))
+    args = parser.parse_args()
+    sys.path.insert(0, str(HERE))
+    from execute import notebooks
+    wanted = [p for p in notebooks() if not args.pages or p.relative_to(NBS).with_suffix("").as_posix() in {"index", *args.pages}]
+    executed(wanted, args.workers)
+    if args.quarto:
+        if not shutil.which("quarto"):
+            sys.exit("quarto is not on the PATH: leave --quarto out, the site needs nothing that pip cannot install")
+        return render_with_quarto()
+    shutil.rmtree(PREPARED, ignore_errors=True)
+    prepared(wanted)
+    processed(args.workers)
+    write_pages(wanted)
+    render()
+    print(f"the site: {SITE.relative_to(ROOT)}/index.html")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,422 @@
+"Encoders: the line, the registry, and the published TDS model number by number."
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies
+
+from semgbook.blocks import BLOCKS, BlockError
+from semgbook.charset import get_charset
+from semgbook.ctc import CTCHead, Emissions, ctc_loss
+from semgbook.encoders import ENCODERS, BlockSpec, Encoder, EncoderError, block_options, build_encoder, encoder_table, format_encoder, parse_encoder
+
+SMALL = (2, 4, 5)  # bands, electrodes, bins
+LINES = dict(ENCODERS, **{
+    "flat": "norm(mask=1) flatten stride(kernel=3,stride=2)",
+    "mixed": "norm mlp(features=8/6,reach=0) tds:2(channels=4,kernel=5) stride(kernel=4,stride=3) tds(channels=3,kernel=4)",
+    "causal": "norm mlp(features=6) stride bilstm(hidden=5,bidirectional=0,fc=7)",
+})
+PARAMETERS = {"tds": 5_217_184, "bilstm": 1_479_808, "tds_small": 143_072, "bilstm_small": 158_048, "bilstm_strided": 718_208}
+
+
+def make(name):
+    torch.manual_seed(0)
+    return build_encoder(LINES[name], *SMALL)
+
+
+def batch(n=3, t=160):
+    return torch.randn(n, t, *SMALL, generator=torch.Generator().manual_seed(1))
+
+
+# --- every encoder ---------------------------------------------------------------------------------------------------
+
+def test_every_block_is_in_a_tested_line():
+    assert {spec.name for line in LINES.values() for spec in parse_encoder(line)} == set(BLOCKS)
+
+
+def test_parameter_table_is_complete():
+    assert {row["name"]: row["parameters"] for row in encoder_table()} == PARAMETERS
+    assert PARAMETERS["tds"] + 768 * 99 + 99 == 5_293_315
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_output_has_the_length_it_says(name):
+    encoder = make(name).eval()
+    shortest = encoder.field or encoder.stride * 2
+    with torch.no_grad():
+        for t in range(shortest, shortest + 5):
+            out = encoder(batch(1, t), torch.tensor([t]))
+            assert out.shape == (1, encoder.out_lengths(t), encoder.out_features)
+            assert encoder.out_lengths(torch.tensor([t])).tolist() == [out.shape[1]]
+    if encoder.field:
+        assert encoder.out_lengths(encoder.field) == 1 and encoder.out_lengths(encoder.field - 1) == 0
+        with pytest.raises(EncoderError, match="gives no output"): encoder(batch(1, encoder.field - 1))
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_gradient_reaches_every_parameter(name):
+    encoder = make(name).train()
+    out = encoder(batch(), torch.tensor([160, 150, 141]))
+    (out * torch.randn(out.shape)).sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in encoder.parameters())
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_padding_and_order_do_not_matter(name):
+    encoder, lengths, x = make(name).eval(), torch.tensor([160, 151, 133]), batch()
+    with torch.no_grad():
+        out, n_out = encoder(x, lengths), encoder.out_lengths(lengths)
+        shuffled = encoder(x[[2, 0, 1]], lengths[[2, 0, 1]])
+        for i in range(3):
+            alone = encoder(x[i:i + 1, :lengths[i]])[0]
+            assert len(alone) == n_out[i]
+            torch.testing.assert_close(out[i, :n_out[i]], alone, atol=2e-5, rtol=1e-4)
+            torch.testing.assert_close(shuffled[(i + 1) % 3, :n_out[i]], alone, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_context_by_perturbation(name):
+    encoder, x = make(name).eval(), batch(1, 320)
+    other = x.clone()
+    other[:, 150] = torch.randn(SMALL)
+    with torch.no_grad(): change = (encoder(x) - encoder(other)).abs().amax(2)[0]
+    if encoder.context is None:
+        assert encoder.field is None
+        return
+    left, right = encoder.context
+    own = torch.arange(len(change)) * encoder.stride + left
+    sees = (own - left <= 150) & (150 <= own + right)
+    assert torch.equal(change > 0, sees) and encoder.field == left + 1 + right
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_state_dict_round_trip(name):
+    a, b = make(name), build_encoder(LINES[name], *SMALL)
+    a.train()(batch())
+    b.load_state_dict(a.state_dict())
+    a.eval(), b.eval()
+    with torch.no_grad(): assert torch.equal(a(batch()), b(batch()))
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_autocast(name):
+    encoder = make(name).train()
+    with torch.autocast("cpu", torch.bfloat16): out = encoder(batch(), torch.tensor([160, 150, 141]))
+    (out.float() * torch.randn(out.shape)).sum().backward()
+    assert all(p.grad.isfinite().all() for p in encoder.parameters())
+    encoder.eval()
+    with torch.no_grad():
+        exact = encoder(batch())
+        with torch.autocast("cpu", torch.bfloat16): rough = encoder(batch()).float()
+    assert (exact - rough).norm() < 0.03 * exact.norm()
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_same_seed_same_weights_and_training_step(name):
+    outs = []
+    for _ in range(2):
+        encoder = make(name).train()
+        torch.manual_seed(3)
+        outs.append(encoder(batch(), torch.tensor([160, 150, 141])))
+    assert torch.equal(*outs)
+
+
+# --- the line --------------------------------------------------------------------------------------------------------
+
+def values_for(default):
+    if isinstance(default, bool): return strategies.booleans()
+    if isinstance(default, tuple): return strategies.lists(strategies.integers(1, 999), min_size=1, max_size=3).map(tuple)
+    if isinstance(default, int): return strategies.integers(0, 999)
+    return strategies.floats(0, 1)
+
+
+@strategies.composite
+def specs(draw):
+    name = draw(strategies.sampled_from(sorted(BLOCKS)))
+    known = block_options(name)
+    chosen = draw(strategies.lists(strategies.sampled_from(sorted(known)), unique=True)) if known else []
+    return BlockSpec(name, draw(strategies.integers(1, 12)), tuple((k, draw(values_for(known[k]))) for k in chosen))
+
+
+@given(strategies.lists(specs(), min_size=1, max_size=5).map(tuple))
+@settings(deadline=None, max_examples=200)
+def test_line_round_trip(line):
+    text = format_encoder(line)
+    assert parse_encoder(text) == line and format_encoder(parse_encoder(text)) == text
+
+
+@pytest.mark.parametrize("line", ENCODERS.values())
+def test_registered_lines_are_tidy(line):
+    assert format_encoder(parse_encoder(line)) == line
+
+
+def test_specs_are_as_good_as_a_line_and_hashable():
+    line = parse_encoder(ENCODERS["tds_small"])
+    assert hash(line) and Encoder(line, *SMALL).specs == line
+    with pytest.raises(AttributeError): line[0].name = "x"
+
+
+@pytest.mark.parametrize("line, place, words", [
+    ("norm mlp tsd:4", "tsd", "did you mean 'tds'"),
+    ("norm  mlp tds(kernal=3)", "kernal=3", "did you mean 'kernel'"),
+    ("norm mlp tds(kernel=3, chanels=4)", "chanels=4", "no option 'chanels'"),
+    ("norm mlp tds(kernel=)", "kernel=", "whole number"),
+    ("norm mlp tds(kernel=3.5)", "kernel=3.5", "whole number"),
+    ("mlp(features=4/x)", "features=4/x", "slashes"),
+    ("norm(mask=yes) mlp", "mask=yes", "0 or 1"),
+    ("mlp bilstm(dropout=much)", "dropout=much", "a number"),
+    ("mlp bilstm(hidden)", "hidden", "needs a value"),
+    ("mlp tds(kernel=3,kernel=4)", "kernel=4", "twice"),
+    ("mlp tds:0", "tds:0", "name:count"), ("mlp tds:x", "tds:x", "name:count"), ("mlp tds:2(kernel=3", "tds:2(kernel=3", "name:count"),
+    ("norm(1) mlp", "1", "no option"), ("norm,mlp", "norm,mlp", "name:count"), ("norm flatten(x=1)", "x=1", "There are: none"),
+])
+def test_messages_point_at_the_place(line, place, words):
+    with pytest.raises(EncoderError) as caught: parse_encoder(line)
+    problem, shown, carets = str(caught.value).splitlines()
+    assert shown.strip() == line and words in problem
+    start = carets.index("^") - 2
+    assert line[start:start + len(carets.strip())] == place
+
+
+@pytest.mark.parametrize("line", ["", "   "])
+def test_empty_line(line):
+    with pytest.raises(EncoderError, match="at least one block"): parse_encoder(line)
+
+
+def test_unknown_names_and_wrong_frames():
+    with pytest.raises(EncoderError, match="did you mean 'tds_small'"): build_encoder("tds_smal", *SMALL)
+    with pytest.raises(EncoderError, match="ends in frames"): build_encoder("norm", *SMALL)
+    with pytest.raises(BlockError, match="before it"): build_encoder("norm tds mlp", *SMALL)
+    with pytest.raises(EncoderError, match="was built for frames"): make("tds_small")(torch.randn(1, 160, 2, 8, 5))
+    with pytest.raises(EncoderError, match="was built for frames"): make("tds_small")(torch.randn(1, 160, 40))
+
+
+# --- the published model, with weights from a formula ------------------------------------------------------------------
+
+def formula_state(tensors, law):
+    "Weights of the published model's names and shapes."
+    state = {}
+    for k, key in enumerate(sorted(tensors)):
+        shape = tensors[key]
+        i = np.arange(int(np.prod(shape, dtype=np.int64)), dtype=np.uint64)
+        if law["formula"] == "cos": v = law["a"] * np.cos(law["b"] * i.astype(float) + law["c"] * k)
+        else:
+            x = (i + (2654435769 * (k + 1) + law["salt"]) % 2**32) % 2**32
+            for shift, factor in ((16, 2246822507), (13, 3266489909)): x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor) % np.uint64(2**32)
+            x ^= x >> np.uint64(16)
+            v = law["scale"] * (x.astype(float) / 2**32 - 0.5)
+        if key.endswith(("batch_norm.weight", "layer_norm.weight")): v = 1 + v
+        if key.endswith("running_var"): v = 1 + 0.5 * abs(v)
+        state[key] = torch.tensor(v.astype(np.float32)).reshape(shape)
+        if key.endswith("num_batches_tracked"): state[key] = torch.tensor(1)
+    return state
+
+
+def feature_order(n_features, n_bands, widths):
+    "For each of our feature positions the published one: mixed-radix digits reversed, so that band is fastest and width slowest."
+    places = sorted({n_features, n_features // n_bands, *widths, 1}, reverse=True)
+    digits = [a // b for a, b in zip(places, places[1:])]
+    return torch.arange(n_features).reshape(digits).permute(*reversed(range(len(digits)))).flatten()
+
+
+def names_and_layouts(encoder):
+    "Published name -> (our name, function from the published layout to ours); our names begin with encoder. or head."
+    d, b = encoder.out_features, encoder.shape[0]
+    tds = [name for name in encoder.blocks if name.startswith("tds")]
+    channels = {name: encoder.blocks[name].conv.conv.in_channels for name in tds}
+    order = feature_order(d, b, [d // c for c in channels.values()])
+    same, vector, columns, square = (lambda v: v), (lambda v: v[order]), (lambda v: v[:, order]), (lambda v: v[order][:, order])
+    table = {f"model.0.batch_norm.{k}": (f"encoder.blocks.norm1.norm.{k}", same) for k in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")}
+    for band in range(b):
+        rows, layers = order[band::b] - band * d // b, encoder.blocks["mlp1"].bands[band]
+        for j in range(len(layers)):
+            for k in ("weight", "bias"):
+                table[f"model.1.mlps.{band}.mlp.{2 * j}.{k}"] = (f"encoder.blocks.mlp1.bands.{band}.{j}.{k}",
+                                                                 (lambda v, rows=rows: v[rows]) if j == len(layers) - 1 else same)
+    for i, name in enumerate(tds):
+        c = channels[name]
+        mixed = order.view(-1, c)[0] // (d // c)  # published channel of each of ours
+        theirs, ours = f"model.3.tds_conv_blocks.{2 * i}.", f"encoder.blocks.{name}.conv."
+        table[theirs + "conv2d.weight"] = (ours + "conv.weight", lambda v, m=mixed: v[m][:, m].transpose(2, 3))
+        table[theirs + "conv2d.bias"] = (ours + "conv.bias", lambda v, m=mixed: v[m])
+        table |= {f"{theirs}layer_norm.{k}": (f"{ours}norm.{k}", vector) for k in ("weight", "bias")}
+        theirs, ours = f"model.3.tds_conv_blocks.{2 * i + 1}.", f"encoder.blocks.{name}.full."
+        for theirs_k, ours_k in (("fc_block.0", "first"), ("fc_block.2", "second")):
+            table |= {f"{theirs}{theirs_k}.weight": (f"{ours}{ours_k}.weight", square), f"{theirs}{theirs_k}.bias": (f"{ours}{ours_k}.bias", vector)}
+        table |= {f"{theirs}layer_norm.{k}": (f"{ours}norm.{k}", vector) for k in ("weight", "bias")}
+    return table | {"model.4.weight": ("head.linear.weight", columns), "model.4.bias": ("head.linear.bias", same)}, order
+
+
+class Published(torch.nn.Module):
+    "Our encoder and head with the published model's weights."
+    def __init__(self, line, tensors, law, n_classes=99):
+        super().__init__()
+        self.encoder = build_encoder(line, 2, 16, 33)
+        self.head = CTCHead(self.encoder.out_features, n_classes)
+        self.table, self.order = names_and_layouts(self.encoder)
+        state = formula_state(tensors, law)
+        assert set(state) == set(self.table)
+        self.load_state_dict({ours: layout(state[theirs]) for theirs, (ours, layout) in self.table.items()})
+
+    def forward(self, x, lengths=None):
+        lengths = torch.full((len(x),), x.shape[1]) if lengths is None else lengths
+        return self.head(self.encoder(x, lengths), self.encoder.out_lengths(lengths))
+
+    def published_order(self, features):
+        "Features as the published model orders them."
+        out = torch.empty_like(features)
+        out[..., self.order] = features
+        return out
+
+
+@pytest.fixture(scope="module")
+def golden(shared):
+    class G: pass
+    g = G()
+    g.cases = json.loads(shared("golden/model_cases.json").read_text())
+    g.keys = json.loads(shared("golden/model_keys.json").read_text())
+    g.tensors = {t["key"]: t["shape"] for t in g.keys["tensors"]}
+    frames = np.load(shared("golden/model_input.npz"))["input_int8"] * np.float32(g.cases["input_scale"])
+    g.frames, g.lengths = torch.tensor(frames).transpose(0, 1), torch.tensor(g.cases["input_lengths"])  # (N, T, B, C, F)
+    g.expected = {k: torch.tensor(v) for k, v in np.load(shared("golden/model_expected.npz")).items()}
+    g.models = {law: Published("tds", g.tensors, g.cases["weights"][law]).eval() for law in g.cases["weights"]}
+    g.fresh = lambda law: Published("tds", g.tensors, g.cases["weights"][law])
+    return g
+
+
+def close(a, b, atol):
+    torch.testing.assert_close(a, b, atol=atol, rtol=0, check_dtype=False)
+
+
+def test_golden_names_and_number_of_parameters(golden):
+    model = golden.models["cos"]
+    assert sum(p.numel() for p in model.parameters()) == golden.keys["n_parameters"] == 5_293_315
+    assert set(model.table) == set(golden.tensors) and len({ours for ours, _ in model.table.values()}) == 51 == len(model.state_dict())
+
+
+@pytest.mark.parametrize("law", ["cos", "hash"])
+def test_golden_log_probs(golden, law):
+    with torch.no_grad(): out = golden.models[law](golden.frames, golden.lengths)
+    close(out.log_probs.transpose(0, 1), golden.expected[f"{law}_log_probs"], 5e-5)
+    assert out.lengths.tolist() == [76, 39]
+
+
+@pytest.mark.parametrize("law", ["cos", "hash"])
+def test_golden_double_and_probes(golden, law):
+    model = golden.fresh(law).double().eval()
+    seen, encoder, reorder = {}, model.encoder, model.published_order
+    keep = lambda name, shape: (lambda module, args, out: seen.__setitem__(name, shape(out)))
+    encoder.blocks["norm1"].register_forward_hook(keep("norm", lambda v: v[..., ::4]))
+    encoder.blocks["mlp1"].register_forward_hook(keep("mlp", lambda v: reorder(v).unflatten(2, (2, -1))))
+    for i in range(4):
+        block = encoder.blocks[f"tds{i + 1}"]
+        block.conv.register_forward_hook(keep(f"tds{2 * i}", reorder))
+        block.full.register_forward_hook(keep(f"tds{2 * i + 1}", reorder))
+    model.head.linear.register_forward_hook(keep("logits", lambda v: v))
+    with torch.no_grad(): out = model(golden.frames.double(), golden.lengths)
+    close(out.log_probs.transpose(0, 1), golden.expected[f"{law}_log_probs_f64"], 1e-9)
+    probes = {k.removeprefix(f"{law}_probe_"): v for k, v in golden.expected.items() if k.startswith(f"{law}_probe_")}
+    assert set(probes) == set(seen)
+    for name, expected in probes.items(): close(seen[name].transpose(0, 1)[golden.cases["probe_frames"]], expected.double(), 1e-5)
+
+
+def targets_of(lists):
+    labels = torch.zeros(len(lists), max([len(t) for t in lists] + [1]), dtype=torch.int64)
+    for row, target in zip(labels, lists): row[:len(target)] = torch.tensor(target)
+    return labels, torch.tensor([len(t) for t in lists])
+
+
+def test_golden_ctc(golden):
+    charset = get_charset("qwerty")
+    double = {law: golden.fresh(law).double().eval() for law in golden.models}
+    passes = {}  # the same window serves several targets
+    assert len(golden.cases["ctc"]) == 18
+    for case in golden.cases["ctc"]:
+        x, lengths = golden.frames[case["items"], :case["frames_in_batch"]], torch.tensor(case["input_lengths"])
+        labels, label_lengths = targets_of(case["targets"])
+        assert label_lengths.tolist() == case["target_lengths"]
+        key = case["weights"], *case["items"]
+        with torch.no_grad():
+            if key not in passes: passes[key] = golden.models[case["weights"]](x, lengths), double[case["weights"]](x.double(), lengths)
+            out, exact = passes[key]
+            loss, n_skipped = ctc_loss(out, labels, label_lengths, skip_impossible=False)
+            loss_f64, _ = ctc_loss(exact, labels, label_lengths, skip_impossible=False)
+            kept, n_kept_out = ctc_loss(out, labels, label_lengths)
+        assert out.lengths.tolist() == case["emission_lengths"] and n_skipped == 0
+        assert loss.item() == pytest.approx(float(case["loss"]), rel=1e-5)
+        assert loss_f64.item() == pytest.approx(float(case["loss_f64"]), rel=1e-9)
+        assert (n_kept_out > 0) == (case["loss"] == "inf") and kept.isfinite()
+        for best, n, text in zip(out.log_probs.argmax(2), out.lengths, case["greedy_text"]):
+            best = best[:n].unique_consecutive()
+            assert charset.text_of_labels(best[best != charset.blank].numpy()) == text
+
+
+def test_golden_norm_in_training(golden):
+    case, norm = golden.cases["norm_train"], golden.fresh(golden.cases["norm_train"]["weights"]).encoder.blocks["norm1"].train()
+    with torch.no_grad(): out = norm(golden.frames, golden.lengths)
+    close(out.transpose(0, 1)[::case["every"]], golden.expected["norm_train_out"], 1e-5)
+    close(norm.norm.running_mean, golden.expected["norm_train_running_mean"], 1e-5)
+    close(norm.norm.running_var, golden.expected["norm_train_running_var"], 1e-5)
+    assert norm.norm.num_batches_tracked == case["num_batches_tracked"]
+    assert (norm.norm.eps, norm.norm.momentum) == (case["eps"], case["momentum"])
+
+
+def test_golden_training_steps(golden):
+    case = golden.cases["train"]
+    model = golden.fresh(case["weights"]).train()
+    labels, label_lengths = targets_of(case["targets"])
+    optimiser = torch.optim.Adam(model.parameters(), case["lr"])
+    ours = {theirs: ours for theirs, (ours, _) in model.table.items()}
+    parameters, losses, gradients = dict(model.named_parameters()), [], {}
+    for step in range(len(case["losses"])):
+        loss, _ = ctc_loss(model(golden.frames, golden.lengths), labels, label_lengths)
+        losses.append(loss.item())
+        if step == len(case["losses"]) - 1: break
+        optimiser.zero_grad()
+        loss.backward()
+        if not step: gradients = {k: p.grad.norm().item() for k, p in parameters.items()}
+        optimiser.step()
+    assert losses[0] == pytest.approx(case["losses"][0], rel=1e-5) and losses == pytest.approx(case["losses"], rel=2e-3)
+    for row in golden.cases["train_gradients"]: assert gradients[ours[row["key"]]] == pytest.approx(row["l2"], rel=1e-3)
+    for row in golden.cases["train_parameter_l2_after"]: assert parameters[ours[row["key"]]].norm().item() == pytest.approx(row["l2"], rel=1e-3)
+    norm = model.encoder.blocks["norm1"].norm
+    assert norm.running_mean.norm().item() == pytest.approx(case["running_mean_l2"], rel=1e-3)
+    assert norm.running_var.norm().item() == pytest.approx(case["running_var_l2"], rel=1e-3)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_golden_small_configuration(golden, which):
+    case = golden.cases["small"][which]
+    config = case["config"]
+    tds = " ".join(f"tds(channels={c},kernel={config['kernel_width']})" for c in config["block_channels"])
+    model = Published(f"norm mlp(features={'/'.join(map(str, config['mlp_features']))}) {tds}", case["tensors"], golden.cases["weights"][case["weights"]]).eval()
+    assert sum(p.numel() for p in model.parameters()) == case["n_parameters"]
+    with torch.no_grad(): out = model(golden.frames[:, :case["frames"]])
+    close(out.log_probs.transpose(0, 1), golden.expected[f"small_{case['weights']}_log_probs"], 5e-5)
+
+
+def test_golden_shapes(golden):
+    model = golden.models["cos"]
+    for case in golden.cases["shapes"]:
+        x = golden.frames[:1, :case["frames"]]
+        if case["emissions"] is None:
+            with pytest.raises(EncoderError, match="gives no output"): model(x)
+        else:
+            with torch.no_grad(): assert model(x).log_probs.shape[1] == case["emissions"]
+
+
+def test_golden_log_probs_in_bf16_stay_near(golden):
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16): out = golden.models["hash"](golden.frames, golden.lengths)
+    assert out.log_probs.dtype == torch.float32
+    assert (out.log_probs.transpose(0, 1) - golden.expected["hash_log_probs"]).abs().max() < 0.15
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", LINES)
+def test_gpu_equals_cpu(name):
+    encoder, lengths = make(name).eval(), torch.tensor([160, 151, 133])
+    with torch.no_grad():
+        a = encoder(batch(), lengths)
+        b = encoder.cuda()(batch().cuda(), lengths.cuda()).cpu()
+    for i, n in enumerate(encoder.out_lengths(lengths)): torch.testing.assert_close(a[i, :n], b[i, :n], atol=1e-3, rtol=1e-3)

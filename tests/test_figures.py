@@ -1,0 +1,251 @@
+"Every figure draws, says its units and protocol, and a page of them opens without a network."
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from semgbook import figures
+from semgbook.charset import QWERTY
+from semgbook.figures import (FIGURES, KIND_COLOURS, PALETTE, FigureError, block_html, cer_curves, colour_of, decoded_times, emission_heatmap, error_bars,
+                              error_kinds, figure_div, loss_curves, plotly_script, table_html, text_html, tint, write_page)
+
+PROTOCOL = "4 s windows · greedy · made up"
+
+
+def history(epochs=8, seed=0):
+    value = np.linspace(100, 10, epochs) + np.random.default_rng(seed).normal(0, 1, epochs)
+    return pd.DataFrame(dict(epoch=np.arange(epochs), step=100 * np.arange(1, epochs + 1), train_cer=value - 2, val_cer=value, train_loss=value / 25, val_loss=value / 24))
+
+
+HISTORIES = {"TDS": history(), "Residual BiLSTM, seed 1": history(seed=1)}
+ROWS = pd.DataFrame([("TDS", "val", 6.2, 5.6, 6.9, None, 1.9, 0.9, 3.4), ("TDS", "test", 11.4, 10.1, 12.8, 11.3, 3.6, 1.6, 6.2),
+                     ("Residual BiLSTM", "val", 9.0, None, None, None, 2.4, 1.5, 5.1), ("Residual BiLSTM", "test", 117.9, 95.8, 120.3, 22.9, 5.2, 102.9, 9.8)],
+                    columns="method phase cer low high published missed extra wrong".split())
+
+
+def stretch(text="the fox⌫⏎ A", decoded="the box⌫⏎ A", frames_per_key=20, seed=0):
+    labels = QWERTY.labels_of_text(decoded)
+    scores = np.random.default_rng(seed).normal(size=(frames_per_key * (len(text) + 1), QWERTY.n_classes))
+    scores[:, QWERTY.blank] += 9
+    for i, label in enumerate(labels): scores[frames_per_key * (i + 1) + np.arange(2), label] += 14
+    log_probs = scores - np.log(np.exp(scores).sum(-1, keepdims=True))
+    times = 5e5 + np.arange(len(scores)) / 125
+    return dict(log_probs=log_probs.astype(np.float32), frame_times=times, class_names=list(QWERTY.chars),
+                press_times=times[frames_per_key * np.arange(1, len(text) + 1)], reference=text, prediction=decoded)
+
+
+EXAMPLES = {
+    "loss_curves": dict(histories=HISTORIES, protocol=PROTOCOL),
+    "cer_curves": dict(histories=HISTORIES, protocol=PROTOCOL),
+    "error_bars": dict(rows=ROWS, protocol=PROTOCOL),
+    "error_kinds": dict(rows=ROWS, protocol=PROTOCOL),
+    "emission_heatmap": dict(**stretch(), protocol=PROTOCOL),
+    "print_curves": dict(histories=HISTORIES),
+    "print_error_bars": dict(rows=ROWS),
+}
+UNITS = dict(loss_curves="nats", cer_curves="%", error_bars="%", error_kinds="%", emission_heatmap="(s)", print_curves="%", print_error_bars="%")
+
+
+def test_registry_is_complete():
+    "Every public function of the module that draws is registered, and each has an example here."
+    drawing = {n for n, f in vars(figures).items() if not n.startswith("_") and n != "style" and getattr(f, "__annotations__", {}).get("return") in (go.Figure, Figure)}
+    assert set(FIGURES) == drawing == set(EXAMPLES) == set(UNITS)
+
+
+@pytest.mark.parametrize("name", list(FIGURES))
+def test_figure(name):
+    figure = FIGURES[name](**EXAMPLES[name])
+    if isinstance(figure, Figure):
+        assert name.startswith("print_") and UNITS[name] in figure.axes[0].get_xlabel() + figure.axes[0].get_ylabel()
+        assert plt.get_fignums() == []
+        return
+    layout = figure.layout
+    assert UNITS[name] in (layout.xaxis.title.text or "") + (layout.yaxis.title.text or "")
+    assert layout.title.text and PROTOCOL in layout.title.subtitle.text
+    assert layout.template == figures.TEMPLATE or layout.template.layout.font.family == figures.FONT
+    assert layout.width is None                      # as wide as the page
+    assert len(figure.to_json()) < 100_000
+
+
+@pytest.mark.parametrize("name", list(FIGURES))
+def test_inputs_are_not_changed(name):
+    before = json.dumps(EXAMPLES[name], default=lambda o: o.to_json() if hasattr(o, "to_json") else o.tolist())
+    FIGURES[name](**EXAMPLES[name])
+    assert before == json.dumps(EXAMPLES[name], default=lambda o: o.to_json() if hasattr(o, "to_json") else o.tolist())
+
+
+def test_colours_are_stable_and_distinct():
+    assert colour_of("TDS") == colour_of("tds") == colour_of("TDS, seed 7") == colour_of(" TDS (simulated)") == PALETTE[0]
+    others = [colour_of(f"some method {i}") for i in range(4)]
+    assert others == [colour_of(f"some method {i}") for i in reversed(range(4))][::-1]
+    assert len({*others, colour_of("tds"), colour_of("bilstm")}) == 6
+    assert not set(KIND_COLOURS.values()) & set(PALETTE) and tint("#102030", 0) == "#102030" and tint("#102030", 1) == "#FFFFFF"
+    bars, curves = error_bars(ROWS), cer_curves(HISTORIES)
+    assert bars.data[0].marker.color[3] == colour_of("Residual BiLSTM") == next(t for t in curves.data if t.name.startswith("Residual")).line.color
+
+
+def test_curves_of_little_data():
+    "One epoch, no training columns, gaps: drawn; nothing at all: an error that names it."
+    one = history(1)[["epoch", "val_cer"]]
+    assert [t.mode for t in cer_curves({"TDS": one}).data if t.showlegend is False] == ["markers"]
+    gaps = history().assign(val_cer=[np.nan, 90, np.nan, 70, 60, 50, 40, 30])
+    assert cer_curves({"TDS": gaps}).data
+    with pytest.raises(FigureError, match="val_cer"): cer_curves({"TDS": gaps[["epoch"]]})
+    with pytest.raises(FigureError, match="'TDS' has no column epoch"): loss_curves({"TDS": pd.DataFrame({"val_loss": [1]})})
+
+
+def test_bars_keep_runs_apart():
+    twice = pd.concat([ROWS.assign(seed=0), ROWS.assign(seed=1)])
+    bars = error_bars(twice).data[0]
+    assert len(set(bars.y)) == 8
+    labels = error_bars(twice).layout.yaxis.ticktext
+    assert "<b>TDS, seed 1</b>  val" in labels
+    assert len(set(error_bars(pd.concat([ROWS, ROWS])).data[0].y)) == 8       # no seed column: numbered
+    order = dict(zip(bars.y, bars.x, strict=True))
+    assert [order[y] for y in sorted(order)] == [6.2, 11.4, 6.2, 11.4, 9.0, 117.9, 9.0, 117.9]    # runs of a method stand together
+
+
+def test_phases_have_a_fixed_order():
+    rows = pd.DataFrame(dict(method="TDS", phase=["test", "val_no_rest", "val", "train"], cer=[4.0, 3.0, 2.0, 1.0]))
+    bars = error_bars(rows).data[0]
+    assert [x for _, x in sorted(zip(bars.y, bars.x, strict=True))] in ([1, 3, 2, 4], [1, 2, 3, 4])
+    assert bars.marker.color[0] == colour_of("TDS")
+
+
+def test_bars_need_columns_and_values():
+    with pytest.raises(FigureError, match="has no column cer; it has method, phase"): error_bars(ROWS[["method", "phase"]])
+    with pytest.raises(FigureError, match="no column wrong"): error_kinds(ROWS.drop(columns="wrong"))
+    with pytest.raises(FigureError, match="nothing to draw"): error_bars(ROWS.assign(cer=None))
+    assert len(error_bars(ROWS[["method", "phase", "cer"]]).data[0].x) == 4   # no intervals, no published values
+
+
+def test_bars_leave_room_for_the_largest():
+    assert error_bars(ROWS).layout.xaxis.range[1] > 120.3 and error_bars(ROWS.assign(cer=0.0, low=0.0, high=0.0, published=None)).layout.xaxis.range[1] > 0
+
+
+def test_heatmap_shows_what_matters():
+    example = stretch()
+    figure = emission_heatmap(**example)
+    shown = {c for c in figure.data[0].y}
+    assert {"t", "h", "e", "␣", "f", "b", "⌫", "⏎", "A"} <= shown and len(shown) < 20 and list(figure.data[1].y) == ["blank"]
+    typed, decoded = figure.data[2], figure.data[3]
+    assert "".join(typed.text) == "the␣fox⌫⏎␣A" and "".join(decoded.text) == "the␣box⌫⏎␣A"
+    marked = [c for c, colour in zip(typed.text, typed.textfont.color, strict=True) if colour != figures.INK]
+    assert marked == ["f"] and len(figure.layout.shapes) == len(example["reference"])
+    assert np.allclose(typed.x, decoded.x) and figure.data[0].z.dtype == np.uint8 and figure.data[0].z.shape == (len(shown), len(example["frame_times"]))
+    assert figure.layout.xaxis.range[0] == 0          # seconds in the stretch, not since the beginning of the session
+
+
+@pytest.mark.parametrize("seconds, keys", [(2, 12), (20, 160)])
+def test_heatmap_of_short_and_long_stretches(seconds, keys):
+    text = ("the quick brown fox jumps over " * 6)[:keys]
+    figure = emission_heatmap(**stretch(text, text, frames_per_key=round(125 * seconds / keys)))
+    assert len(figure.to_json()) < 250_000 and figure.layout.meta["min_width"] >= 12 * keys and figure.layout.height >= 450
+
+
+def test_heatmap_of_nothing():
+    example = stretch()
+    silent = {**example, "press_times": np.array([]), "reference": "", "prediction": ""}
+    silent["log_probs"] = np.log(np.full((50, QWERTY.n_classes), 1e-9)); silent["frame_times"] = np.arange(50) / 125
+    silent["log_probs"][:, -1] = 0
+    assert emission_heatmap(**silent).data
+    assert len(emission_heatmap(**{**example, "prediction": ""}).data[3].x) == 0
+
+
+def test_heatmap_refuses_what_does_not_belong_together():
+    example = stretch()
+    with pytest.raises(FigureError, match="99 classes, but 5 names"): emission_heatmap(**{**example, "class_names": list("abcde")})
+    with pytest.raises(FigureError, match="press times"): emission_heatmap(**{**example, "reference": "th"})
+    assert emission_heatmap(**{**example, "class_names": [*QWERTY.chars, "blank"]}).data
+
+
+def test_decoded_times_of_any_text():
+    "Greedy text at its onsets; other texts in rising order within the stretch."
+    example = stretch()
+    names = [*QWERTY.chars, "blank"]
+    greedy = decoded_times(example["log_probs"], example["frame_times"], names, example["prediction"])
+    assert np.allclose(greedy, example["press_times"])
+    for text in ("", "x", "the fox", "something else entirely", "qqqq"):
+        times = decoded_times(example["log_probs"], example["frame_times"], names, text)
+        assert len(times) == len(text) and (np.diff(times) >= 0).all()
+
+
+def test_div_is_valid_and_safe():
+    div = figure_div(error_bars(ROWS.assign(method="</script><script>alert(1)</script>"), "a & b"), "one")
+    data = re.search(r'<script type="application/json">(.*?)</script>', div, re.S)[1]
+    spec = json.loads(data)
+    assert spec["data"] and "title" not in spec["layout"] and div.count("<script") == 1 and 'id="one"' in div
+    assert "sendChartToCloud" not in json.dumps(spec["config"])
+
+
+def test_plotly_comes_from_the_package_and_stands_alone():
+    script = plotly_script()
+    assert script.count("</script>") == 2 and "plotly.js v" in script[:400] and not re.search(r"<script[^>]+src", script)
+
+
+def test_table():
+    table = pd.DataFrame(dict(name=["a<b", "c"], cer=[1.234, np.nan], n=[3, 4], seen=[True, False], note=[None, "x"]))
+    out = table_html(table)
+    assert "a&lt;b" in out and '<td class="n">1.23</td>' in out and '<td class="n">3</td>' in out and "<td>yes</td>" in out and out.count("–") == 2
+    assert "<th>key</th>" in table_html(pd.Series({"x": 1}, name="v").rename_axis("key").to_frame())
+
+
+def test_text():
+    assert text_html("<p>as *it* is</p>\n\n<p>x</p>") == "<p>as *it* is</p>\n\n<p>x</p>"
+    assert text_html("# A\n\nb **c** `d`\n\n- e\n- [f](g)") == '<h1>A</h1>\n<p>b <strong>c</strong> <code>d</code></p>\n<ul><li>e</li><li><a href="g">f</a></li></ul>'
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    blocks = ["Some **text** with a [link](https://example.org/paper).", "<h2>Figures</h2>", *(draw(**EXAMPLES[name]) for name, draw in FIGURES.items()), ROWS,
+              ROWS.set_index("method")["cer"]]
+    return write_page(tmp_path_factory.mktemp("page") / "report.html", "A <report>", blocks)
+
+
+def test_page_makes_no_request(page):
+    text = page.read_text()
+    own = re.sub(r"<script>.*?</script>", "", text, flags=re.S)      # all but the libraries
+    assert not re.search(r"""\bsrc\s*=\s*["']?(?:https?:)?//""", own) and "<link" not in own and "@import" not in own and "url(" not in own
+    assert re.findall(r'href="(https?://[^"]*)"', own) == ["https://example.org/paper"]     # followed only on a click
+    assert not re.search(r"<script[^>]+src", text)
+    assert page.stat().st_size < 8 * 2**20 and text.count("plotly.js v") == 1 and "<title>A &lt;report&gt;</title>" in text
+    assert text.count('class="sg-plotly"') == 5 and own.count("data:image/png;base64,") == 2 and len(set(re.findall(r'id="(figure-\d+)"', text))) == 5
+
+
+def test_page_without_plotly_figures_carries_no_plotly(tmp_path):
+    assert write_page(tmp_path / "small.html", "small", ["text", ROWS]).stat().st_size < 20_000
+
+
+def test_page_refuses_what_must_be_fetched_and_keeps_the_old_page(tmp_path):
+    path = write_page(tmp_path / "page.html", "old", ["text"])
+    for block in ('<img src="https://example.org/x.png">', "<script src='//example.org/x.js'></script>", '<link rel="stylesheet" href="https://example.org/x.css">'):
+        with pytest.raises(FigureError, match="embed it"): write_page(path, "new", [block])
+    with pytest.raises(FigureError, match="dict"): block_html({}, "x")
+    assert "old" in path.read_text() and list(tmp_path.iterdir()) == [path]
+
+
+def test_large_page_warns(tmp_path):
+    with pytest.warns(UserWarning, match="MiB"): write_page(tmp_path / "page.html", "large", ["x" * 3000], max_mib=0.001)
+
+
+def test_page_draws_in_a_browser(page, tmp_path):
+    "Every figure is drawn by the browser with no script error and no network."
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if not chromium: pytest.skip("no chromium here")
+    probe = "<head><script>addEventListener('error', e => document.documentElement.dataset.error = e.message);addEventListener('unhandledrejection', e => document.documentElement.dataset.error = e.reason)</script>"
+    watched = tmp_path / "watched.html"
+    watched.write_text(page.read_text().replace("<head>", probe, 1))
+    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--host-resolver-rules=MAP * ~NOTFOUND",
+               f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=10000", "--dump-dom", watched.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    if not dom: pytest.skip("chromium does not start here")
+    assert not re.search(r'<html[^>]*data-error="([^"]*)"', dom), re.search(r'<html[^>]*data-error="([^"]*)"', dom)[1]
+    drawn = re.split(r'<div class="sg-plotly', dom.split("<script>!function")[0])[1:]
+    assert len(drawn) == 5 and all('class="main-svg"' in d and 'class="xtick"' in d for d in drawn)
