@@ -37,7 +37,7 @@ book: $(STAMP) ## write the embedded corpus, run the small suite through papermi
 	$(BIN)/semgbook book smoke
 
 test: $(STAMP) ## every test, every notebook among them
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup $(ARGS)
 
 check: $(STAMP) ## does the package equal the notebooks, and is every notebook clean? (part of make test)
 	$(BIN)/python -m pytest tests/test_notebooks.py tests/test_architecture.py -k "not runs" $(ARGS)
@@ -53,8 +53,8 @@ export: $(STAMP) ## notebooks -> package semgbook and README.md, and clean the n
 	$(BIN)/nbdev_clean
 	$(BIN)/python nbs/_site/readme.py
 
-docs: $(STAMP) ## the documentation site, in _docs
-	OMP_NUM_THREADS=1 $(BIN)/python nbs/_site/build.py
+docs: $(STAMP) ## the documentation site, in _docs (QUARTO=1: rendered by Quarto, if it is on the PATH)
+	OMP_NUM_THREADS=1 $(BIN)/python nbs/_site/build.py $(if $(QUARTO),--quarto)
 
 lab: $(STAMP) ## JupyterLab at the notebooks
 	$(BIN)/semgbook lab

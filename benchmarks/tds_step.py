@@ -107,8 +107,9 @@ def carry_over(plain, ours):
     order = torch.arange(BANDS * FEATURES).view(BANDS, CHANNELS // BANDS, WIDTH).permute(2, 1, 0).flatten()
     mixed = order[:CHANNELS] // WIDTH
     blocks, layers = ours.encoder.blocks, list(plain.model)
-    blocks["norm1"].norm.load_state_dict(layers[0].norm.state_dict())
     with torch.no_grad():
+        for k in ("running_mean", "running_var"): getattr(blocks["norm1"].norm, k).copy_(getattr(layers[0].norm, k))
+        for k, mine in (("weight", "gain"), ("bias", "offset")): getattr(blocks["norm1"], mine).copy_(getattr(layers[0].norm, k).view(BANDS, ELECTRODES))
         for band, layer in enumerate(layers[1].bands):
             rows = order[band::BANDS] - band * FEATURES
             for k in ("weight", "bias"): getattr(blocks["mlp1"].bands[band][0], k).copy_(getattr(layer, k)[rows])

@@ -92,17 +92,25 @@ class SpectrogramNorm(Block):
     ):
         super().__init__(need_axes(shape, 3, "norm"))
         self.mask = bool(mask)
-        self.norm = nn.BatchNorm1d(shape[0] * shape[1])
+        self.norm = nn.BatchNorm1d(shape[0] * shape[1], affine=False)
+        self.gain, self.offset = nn.Parameter(torch.ones(shape[:2])), nn.Parameter(torch.zeros(shape[:2]))
+
+    def standardise(self,
+        x:torch.Tensor, # (N, T, B, C, F) log power
+        lengths:torch.Tensor=None, # (N,) valid frames
+    )->torch.Tensor: # (N, T, B, C, F)
+        "Take out mean and variance of every electrode."
+        y = x.flatten(2, 3).flatten(0, 1)  # (N*T, B*C, F)
+        if not (self.training and self.mask) or lengths is None: return self.norm(y).view(x.shape)
+        keep = length_mask(lengths.to(x.device), x.shape[1]).flatten()
+        return torch.zeros_like(y).index_put((keep,), self.norm(y[keep])).view(x.shape)
 
     def forward(self,
         x:torch.Tensor, # (N, T, B, C, F) log power
         lengths:torch.Tensor=None, # (N,) valid frames
     )->torch.Tensor: # (N, T, B, C, F)
-        "Bring every electrode to the same level."
-        y = x.flatten(2, 3).flatten(0, 1)  # (N*T, B*C, F)
-        if not (self.training and self.mask) or lengths is None: return self.norm(y).view(x.shape)
-        keep = length_mask(lengths.to(x.device), x.shape[1]).flatten()
-        return torch.zeros_like(y).index_put((keep,), self.norm(y[keep])).view(x.shape)
+        "Bring every electrode to the same level, then give it a learnt one."
+        return torch.addcmul(self.offset[:, :, None], self.standardise(x, lengths), self.gain[:, :, None])
 
 # %% ../nbs/30_blocks.ipynb #rotationinvariantmlp
 class RotationInvariantMLP(Block):
@@ -121,21 +129,27 @@ class RotationInvariantMLP(Block):
         self.bands = nn.ModuleList(nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:])) for _ in range(n_bands))
 
     def rolled(self,
-        weight:torch.Tensor, # (D, C*F) of a first layer
-    )->torch.Tensor: # (R*D, C*F) one copy per rotation
-        "The weights as each rotation of the band would meet them."
-        rings = weight.unflatten(1, (self.n_channels, -1))  # (D, C, F)
-        return torch.cat([rings.roll(r, 1) for r in self.offsets]).flatten(1)
+        layer:nn.Linear, # first layer of a band
+        gain:torch.Tensor=None, # (C,) of a norm before it
+        offset:torch.Tensor=None, # (C,) of a norm before it
+    )->tuple: # weight (R*D, C*F) and bias (R*D,), one copy per rotation
+        "The layer as each rotation of the band would meet it."
+        rings = layer.weight.unflatten(1, (self.n_channels, -1))  # (D, C, F)
+        weight, bias = torch.cat([rings.roll(r, 1) for r in self.offsets]), layer.bias.repeat(len(self.offsets))
+        if gain is not None: weight, bias = weight * gain[:, None], bias + weight.sum(2).mv(offset)
+        return weight.flatten(1), bias
 
     def forward(self,
         x:torch.Tensor, # (N, T, B, C, F)
-        lengths:torch.Tensor=None, # (N,) not used
+        lengths:torch.Tensor=None, # (N,) valid frames
+        norm:SpectrogramNorm=None, # to be done first, folded into the weights
     )->torch.Tensor: # (N, T, D) with D = features * B, band fastest
         "One product per band for all rotations, then the mean over rotations."
         n, out = len(self.offsets), []
-        for band, (first, *rest) in zip(x.unbind(2), self.bands):
-            y = functional.linear(band.flatten(2), self.rolled(first.weight), first.bias.repeat(n))
-            y = functional.relu(y, inplace=True).unflatten(2, (n, -1))  # (N, T, R, D)
+        if norm is not None: x = norm.standardise(x, lengths)
+        for i, (band, (first, *rest)) in enumerate(zip(x.unbind(2), self.bands)):
+            weight, bias = self.rolled(first) if norm is None else self.rolled(first, norm.gain[i], norm.offset[i])
+            y = functional.relu(functional.linear(band.flatten(2), weight, bias), inplace=True).unflatten(2, (n, -1))  # (N, T, R, D)
             for layer in rest: y = functional.relu(layer(y), inplace=True)
             out.append(y.mean(2))
         return torch.stack(out, -1).flatten(2)  # (N, T, D*B)

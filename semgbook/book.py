@@ -123,7 +123,7 @@ def execute(notebook: Path,  # source
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_suffix(".partial.ipynb")
     try:
-        papermill.execute_notebook(str(notebook), str(partial), parameters, cwd=str(notebook.parent), progress_bar=False, kernel_name="python3", kernel_manager_class=_quiet_kernels())
+        papermill.execute_notebook(str(notebook), str(partial), parameters, cwd=str(notebook.parent), progress_bar=False, kernel_name="python3", language="python", kernel_manager_class=_quiet_kernels())
     finally:
         if partial.exists(): partial.replace(output)
     return output

@@ -138,4 +138,4 @@ def main(words: list = None,  # command-line words; None: those of the process
         return 2
 
 
-if __name__ == "__main__": sys.exit(main())
+if __name__ == "__main__" and sys.argv[0].endswith("cli.py"): sys.exit(main())  # python -m semgbook.cli

@@ -7,7 +7,7 @@ __all__ = ['WORD', 'ENCODERS', 'BlockSpec', 'format_value', 'block_options', 'pa
            'parse_options', 'parse_encoder', 'format_encoder', 'compose_context', 'Encoder', 'check_frames',
            'build_encoder', 'encoder_table']
 
-# %% ../nbs/31_encoders.ipynb #6ff1040d
+# %% ../nbs/31_encoders.ipynb #159f6d86
 import difflib
 import inspect
 import re
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .blocks import BLOCKS
+from .blocks import BLOCKS, RotationInvariantMLP, SpectrogramNorm
 
 # %% ../nbs/31_encoders.ipynb #blockspec
 @dataclass(frozen=True)
@@ -176,9 +176,12 @@ class Encoder(nn.Module):
         x:torch.Tensor, # (N, T, B, C, F)
         lengths:torch.Tensor=None, # (N,) valid frames; left out: nothing is padded
     )->torch.Tensor: # (N, T', D)
-        "Run the frames through all blocks."
+        "Run the frames through all blocks; a norm right before an mlp is folded into it."
         check_frames(self, x)
-        for block in self.blocks.values():
+        blocks = list(self.blocks.values())
+        if isinstance(blocks[0], SpectrogramNorm) and isinstance(blocks[1], RotationInvariantMLP):
+            x, blocks = blocks[1](x, lengths, norm=blocks[0]), blocks[2:]
+        for block in blocks:
             x, lengths = block(x, lengths), None if lengths is None else block.out_lengths(lengths)
         return x
 

@@ -7,12 +7,12 @@ __all__ = ['CHOICES', 'POSITIVE', 'NOT_NEGATIVE', 'STANDARD', 'BASELINE', 'EMBED
            'Optimiser', 'Training', 'Recipe', 'RecipeError', 'read_fields', 'recipe_from_dict', 'checked', 'override',
            'differences', 'tds_generic', 'bilstm_generic', 'bilstm_kao', 'tds_embedded', 'bilstm_embedded', 'preset']
 
-# %% ../nbs/50_recipes.ipynb #4d541fd0
+# %% ../nbs/50_recipes.ipynb #da99e4ae
 import dataclasses
 import difflib
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import get_args, get_origin, get_type_hints
 
 from .augment import AugmentSettings
@@ -199,7 +199,7 @@ def tds_generic() -> Recipe:
 
 def bilstm_generic() -> Recipe:
     "Residual BiLSTM of the first report (13 h for 50 epochs on an RTX 3080). Published: 43.53 % validation, 48.41 % micro test CER, Table 2."
-    augment = dataclasses.replace(STANDARD, gain=(0.8, 1.2), noise_std=(0.01, 0.03))
+    augment = replace(STANDARD, gain=(0.8, 1.2), noise_std=(0.01, 0.03))
     return Recipe("bilstm_generic", "BiLSTM", Data("emg2qwerty", split="session"), augment=augment, encoder="bilstm",
                   optimiser=BASELINE, training=Training(epochs=50))
 
@@ -212,20 +212,19 @@ def bilstm_kao() -> Recipe:
                   optimiser=Optimiser("adamw", 1e-3, 0.01, "one_cycle", warmup=0.3, clip=0.7), training=Training(epochs=300))
 
 # %% ../nbs/50_recipes.ipynb #tds-embedded
-EMBEDDED = Data("embedded", split="session", users=("user0",), window_s=4.0)
+EMBEDDED = Data("embedded", split="session", users=("user0",))
 QUICK = Optimiser("adamw", 3e-3, 0.01, "one_cycle", warmup=0.3, clip=1.0)
 
 
 def tds_embedded() -> Recipe:
     "A narrow TDS on one simulated user (about two minutes on two CPU cores). Nothing published: the data are simulated."
-    return Recipe("tds_embedded", "TDS", EMBEDDED, augment=STANDARD, encoder="tds_small", optimiser=QUICK,
-                  training=Training(epochs=40, batch_size=8))
+    return Recipe("tds_embedded", "TDS", replace(EMBEDDED, left_context_s=0.4), FrontEnd(hop=32), STANDARD, "norm mlp(features=64) tds:2(channels=8,kernel=16)", 4.0,
+                  QUICK, Training(epochs=90, batch_size=8))
 
 
 def bilstm_embedded() -> Recipe:
     "A narrow residual BiLSTM on one simulated user (about two minutes on two CPU cores). Nothing published: the data are simulated."
-    return Recipe("bilstm_embedded", "BiLSTM", EMBEDDED, augment=STANDARD, encoder="bilstm_small", optimiser=QUICK,
-                  training=Training(epochs=40, batch_size=8))
+    return Recipe("bilstm_embedded", "BiLSTM", EMBEDDED, FrontEnd(hop=32), STANDARD, "bilstm_small", 4.0, QUICK, Training(epochs=60, batch_size=8))
 
 # %% ../nbs/50_recipes.ipynb #preset
 PRESETS = {make.__name__: make for make in (tds_generic, bilstm_generic, bilstm_kao, tds_embedded, bilstm_embedded)}

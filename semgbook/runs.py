@@ -156,7 +156,7 @@ def keep_example(recipe: Recipe, model, data: RunData, score: Score, path: Path)
     index = median_window(score)
     batch = data.val.window_set.batch(np.array([index])).to(next(model.parameters()).device)
     log_probs = model(batch.signal, batch.signal_lengths).log_probs[0].float().cpu().numpy()
-    session = data.val.window_set.store.sessions[int(batch.sessions[0])]
+    session = data.val.window_set.index.sessions[int(batch.sessions[0])]
     start, rate = int(batch.starts[0]), session.rate_hz
     first_time = read_times(session, start, start + 1)[0]
     stride, field = model.front_end.stride * model.encoder.stride, sample_field(model) or model.front_end.context

@@ -7,9 +7,10 @@ __all__ = ['FINGERS', 'ROWS', 'PLAIN', 'SHIFTED', 'SPECIAL', 'LAYOUT', 'KEY_INDE
            'CONTROL_HZ', 'LAGS_S', 'WIDTHS_S', 'DEPTHS_MM', 'SIGMAS_S', 'EMBEDDED', 'FINGER_KEYS', 'SimulatorError',
            'Reach', 'keyboard_layout', 'Typing', 'draw_text', 'keys_of_text', 'add_slips', 'TypingStyle', 'press_gaps',
            'type_text', 'replay_log', 'key_movement', 'SimulatorSettings', 'User', 'draw_user', 'put_on_again',
-           'muscle_drive', 'spike_times', 'action_potential', 'electrode_gains', 'surface_potential', 'disturbances',
-           'record', 'simulate_session', 'key_truth', 'CorpusSpec', 'simulate_one', 'write_corpus', 'write_once',
-           'project_root', 'embedded_corpus', 'finger_events', 'finger_drive', 'write_finger_csv', 'embedded_fingers']
+           'muscle_drive', 'firing_rates', 'spike_times', 'action_potential', 'electrode_gains', 'surface_potential',
+           'disturbances', 'record', 'simulate_session', 'key_truth', 'CorpusSpec', 'simulate_one', 'write_corpus',
+           'write_once', 'project_root', 'embedded_corpus', 'finger_events', 'finger_drive', 'write_finger_csv',
+           'embedded_fingers']
 
 # %% ../nbs/12_synthetic.ipynb #32e66ed7
 import gzip
@@ -132,12 +133,8 @@ class TypingStyle:
     slip_rate:float = .021 # share of letters that go wrong
 
 # %% ../nbs/12_synthetic.ipynb #press-gaps
-def press_gaps(
-    keys:list, # (L,) key names
-    generator, # numpy generator
-    style, # TypingStyle
-)->np.ndarray: # (L,) s from the press before
-    "Time before each press: log-normal, longer in the places where people wait."
+def press_gaps(keys, generator, style)->np.ndarray: # (L,) s from the press before
+    "Time before each of the (L,) keys: log-normal, longer in the places where people wait."
     last, key, n = np.array(["", *keys[:-1]]), np.array(keys), len(keys)
     hand, finger = np.array([(LAYOUT[k].hand, 5 * LAYOUT[k].hand + LAYOUT[k].finger) for k in keys]).T
     same, normal = lambda x: np.append(False, x[1:] == x[:-1]), generator.standard_normal
@@ -275,14 +272,8 @@ def put_on_again(
 CONTROL_HZ = 500.0  # rate at which activations are computed
 LAGS_S, WIDTHS_S = (-.105, -.050, 0.0), (.032, .024, .025)  # centre and width of the bursts of the three phases
 
-def muscle_drive(
-    typing:Typing, # the presses
-    user:User, # whose hands
-    generator, # numpy generator
-    settings, # SimulatorSettings
-    duration_s:float, # length of the recording
-)->np.ndarray: # (2, M, steps) activation at `CONTROL_HZ`, 0 to about 2
-    "Activation of every muscle: bumps before a press to reach, at the press, and at the release."
+def muscle_drive(typing, user, generator, settings, duration_s)->np.ndarray: # (2, M, steps) activation at `CONTROL_HZ`, 0 to about 2
+    "Activation of every muscle for `duration_s` seconds: bumps before a press to reach, at the press, and at the release."
     n, steps, muscles = len(typing.keys), int(np.ceil(duration_s * CONTROL_HZ)) + 1, np.arange(len(MUSCLES))
     key, hand = np.array([(KEY_INDEX[k], LAYOUT[k].hand) for k in typing.keys], dtype=int).reshape(-1, 2).T
     force = np.exp(settings.force_spread * generator.standard_normal((n, 1)))
@@ -296,6 +287,15 @@ def muscle_drive(
         drive += oaconvolve(impulses, np.exp(-.5 * (clock / width)**2)[None, None], mode="same", axes=2)
     return drive
 
+# %% ../nbs/12_synthetic.ipynb #firing-rates
+def firing_rates(
+    activation:np.ndarray, # (M,) or (steps,)
+    settings, # SimulatorSettings
+)->np.ndarray: # (U, M) or (U, steps) spikes per second
+    "How fast each unit of a muscle fires: not at all below its threshold, then 8 Hz and more."
+    threshold = np.linspace(.06, .8, settings.n_units)[:, None]
+    return np.where(activation > threshold, np.minimum(8 + 60 * (activation - threshold), settings.peak_hz), 0)
+
 # %% ../nbs/12_synthetic.ipynb #spike-times
 def spike_times(
     drive:np.ndarray, # (steps,) activation of one muscle
@@ -303,9 +303,7 @@ def spike_times(
     settings, # SimulatorSettings
 )->tuple: # unit numbers (S,), times (S,) s
     "Spikes of all units of a muscle: small units first, faster with activation, never two within the refractory time."
-    threshold = np.linspace(.06, .8, settings.n_units)[:, None]
-    rate = np.where(drive > threshold, np.minimum(8 + 60 * (drive - threshold), settings.peak_hz), 0)  # (U, steps)
-    expected = np.cumsum(rate) / CONTROL_HZ  # all units one after the other
+    expected = np.cumsum(firing_rates(drive, settings)) / CONTROL_HZ  # all units one after the other
     dead = settings.refractory_s * settings.peak_hz  # refractory part of an interval of mean 1
     marks = np.cumsum(dead + (1 - dead) * generator.gamma(4, .25, int(1.2 * expected[-1]) + 50))
     marks = marks[marks < expected[-1]]
@@ -340,15 +338,8 @@ def electrode_gains(
     return settings.unit_uv * user.size[..., None] * near**(-settings.fall_off / 2) * user.contact[:, None, None, :]
 
 # %% ../nbs/12_synthetic.ipynb #surface-potential
-def surface_potential(
-    drive:np.ndarray, # (M, steps) activation of the muscles of one arm
-    depth:np.ndarray, # (M, U) mm
-    gains:np.ndarray, # (M, U, C) microvolt
-    generator, # numpy generator
-    settings, # SimulatorSettings
-    n_samples:int, # axis T
-)->np.ndarray: # (T, C) float32 microvolt
-    "Sum of the action potentials of one arm at its ring of electrodes."
+def surface_potential(drive, depth, gains, generator, settings, n_samples)->np.ndarray: # (T, C) float32 microvolt
+    "Sum of the action potentials of one arm at its electrodes: drive (M, steps), depth in mm (M, U), gains in microvolt (M, U, C)."
     trains = [spike_times(row, generator, settings) for row in drive]
     unit = np.concatenate([m * settings.n_units + units for m, (units, _) in enumerate(trains)])
     at = (np.concatenate([times for _, times in trains]) * settings.rate_hz).astype(int)
@@ -361,13 +352,8 @@ def surface_potential(
     return total
 
 # %% ../nbs/12_synthetic.ipynb #disturbances
-def disturbances(
-    shape:tuple, # (T, 2, C)
-    user:User, # noise of the electrodes
-    generator, # numpy generator
-    settings, # SimulatorSettings
-)->np.ndarray: # (T, 2, C) float32 microvolt
-    "What is not muscle: electrode noise, mains hum, knocks of the arm."
+def disturbances(shape, user, generator, settings)->np.ndarray: # (T, 2, C) float32 microvolt
+    "What is not muscle, for a shape (T, 2, C): electrode noise, mains hum, knocks of the arm."
     n, bands, channels = shape
     x = generator.standard_normal(shape, dtype=np.float32) * (settings.noise_uv * user.noise).astype(np.float32)
     hum = np.sin(2 * np.pi * 50 * np.arange(n)[:, None] * np.array([1, 3]) / settings.rate_hz) * np.array([1, .4])
@@ -380,14 +366,8 @@ def disturbances(
     return x
 
 # %% ../nbs/12_synthetic.ipynb #record
-def record(
-    drive:np.ndarray, # (2, M, steps) activation
-    user:User, # with the bands as they are worn
-    generator, # numpy generator
-    settings, # SimulatorSettings
-    n_samples:int, # axis T
-)->np.ndarray: # (T, 2, C) float32 microvolt
-    "What both bands record: action potentials and disturbances, high-passed."
+def record(drive, user, generator, settings, n_samples)->np.ndarray: # (T, 2, C) float32 microvolt
+    "What both bands record while the muscles follow a drive (2, M, steps): action potentials and disturbances, high-passed."
     gains = electrode_gains(user, settings)
     x = disturbances((n_samples, 2, settings.n_channels), user, generator, settings)
     for band in (0, 1): x[:, band] += surface_potential(drive[band], user.depth[band], gains[band], generator, settings, n_samples)
@@ -415,9 +395,10 @@ def key_truth(
     settings=SimulatorSettings(), # ring, fall-off
 )->dict: # band, finger, muscles, electrode, pattern
     "The known answer for one key: hand, finger, muscles from the strongest on, and expected loudness of the electrodes."
-    reach, loud = LAYOUT[key], electrode_gains(user, settings)
-    effort = user.moves[KEY_INDEX[key]].max(0)  # (M,)
-    pattern = np.sqrt((effort[:, None] * (loud[reach.hand]**2).sum(1)).sum(0))  # (C,)
+    reach, moves, rest = LAYOUT[key], user.moves[KEY_INDEX[key]], firing_rates(np.full(len(MUSCLES), settings.posture), settings)
+    extra = sum(width * (firing_rates(settings.posture + w, settings) - rest) for w, width in zip(moves, WIDTHS_S)).T  # spikes (M, U)
+    pattern = np.sqrt((extra[..., None] * electrode_gains(user, settings)[reach.hand]**2).sum((0, 1)))  # (C,)
+    effort = moves.max(0)  # (M,)
     muscles = [(MUSCLES[m][0], round(float(effort[m]), 2)) for m in np.argsort(-effort) if effort[m] >= .1]
     return dict(band=("left", "right")[reach.hand], finger=FINGERS[reach.finger], muscles=muscles, electrode=int(pattern.argmax()), pattern=pattern)
 
@@ -431,7 +412,7 @@ class CorpusSpec:
     session_shift:float = 1.0 # how much sessions differ
     style:TypingStyle = TypingStyle() # rhythm before personal differences
     settings:SimulatorSettings = SimulatorSettings() # physics
-    version:int = 1 # goes up when the simulator computes something else
+    version:int = 2 # goes up when the simulator computes something else
 
 EMBEDDED = CorpusSpec((("user0", 5, 2.2), ("user1", 2, 2.0), ("user2", 2, 2.0)))
 

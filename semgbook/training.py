@@ -373,5 +373,7 @@ def fit(recipe: Recipe,  # what to do
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", message=".*(LeafSpec|does not have many workers|lr_scheduler.step|isinstance\\(treespec).*")
-        _trainer(recipe, device, folder).fit(make_task(recipe, model, ledger, keep), data.train, ckpt_path=last if last.exists() else None, weights_only=True)
+        trainer, start = _trainer(recipe, device, folder), last if last.exists() else None
+        try: trainer.fit(make_task(recipe, model, ledger, keep), data.train, ckpt_path=start, weights_only=True)
+        except SystemExit as ending: raise KeyboardInterrupt from ending  # Lightning turns a stop button into an exit
     return load_weights(model, best_path).to(device).eval(), ledger.history

@@ -126,6 +126,19 @@ def test_rolled_weights_are_rolled_inputs(reach, n_channels, rotations):
     torch.testing.assert_close(block(x), torch.stack(bands, -1).flatten(2), atol=1e-6, rtol=1e-5)
 
 
+def test_a_norm_folds_into_the_layer_behind_it():
+    norm, mlp = SpectrogramNorm(FRAMES, mask=True), RotationInvariantMLP(FRAMES, features=(7, 6))
+    with torch.no_grad(): norm.gain.uniform_(0.5, 2), norm.offset.normal_()
+    x, lengths, weight = torch.randn(2, 9, *FRAMES), torch.tensor([9, 6]), torch.randn(2, 9, 12)
+    weight[1, 6:] = 0
+    for mode in (True, False):
+        norm.train(mode)
+        outs = mlp(norm(x, lengths)), mlp(x, lengths, norm=norm)
+        grads = [torch.autograd.grad((y * weight).sum(), [*norm.parameters(), *mlp.parameters()]) for y in outs]
+        torch.testing.assert_close(outs[0][0], outs[1][0], atol=1e-5, rtol=1e-4)
+        for a, b in zip(*grads): torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+
+
 def test_every_place_of_the_first_convolution_has_both_bands():
     x = torch.zeros(1, 1, 2, 4, 5)
     block = RotationInvariantMLP((2, 4, 5), features=(12,))

@@ -227,7 +227,8 @@ def names_and_layouts(encoder):
     channels = {name: encoder.blocks[name].conv.conv.in_channels for name in tds}
     order = feature_order(d, b, [d // c for c in channels.values()])
     same, vector, columns, square = (lambda v: v), (lambda v: v[order]), (lambda v: v[:, order]), (lambda v: v[order][:, order])
-    table = {f"model.0.batch_norm.{k}": (f"encoder.blocks.norm1.norm.{k}", same) for k in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")}
+    table = {f"model.0.batch_norm.{k}": (f"encoder.blocks.norm1.norm.{k}", same) for k in ("running_mean", "running_var", "num_batches_tracked")}
+    table |= {f"model.0.batch_norm.{k}": (f"encoder.blocks.norm1.{ours}", lambda v: v.view(encoder.shape[:2])) for k, ours in (("weight", "gain"), ("bias", "offset"))}
     for band in range(b):
         rows, layers = order[band::b] - band * d // b, encoder.blocks["mlp1"].bands[band]
         for j in range(len(layers)):
@@ -307,7 +308,7 @@ def test_golden_double_and_probes(golden, law):
     model = golden.fresh(law).double().eval()
     seen, encoder, reorder = {}, model.encoder, model.published_order
     keep = lambda name, shape: (lambda module, args, out: seen.__setitem__(name, shape(out)))
-    encoder.blocks["norm1"].register_forward_hook(keep("norm", lambda v: v[..., ::4]))
+    seen["norm"] = encoder.blocks["norm1"](golden.frames.double()).detach()[..., ::4]  # the encoder folds it into the mlp
     encoder.blocks["mlp1"].register_forward_hook(keep("mlp", lambda v: reorder(v).unflatten(2, (2, -1))))
     for i in range(4):
         block = encoder.blocks[f"tds{i + 1}"]

@@ -155,3 +155,13 @@ def test_fill_rows_of_a_view_equals_that_of_a_copy():
 ])
 def test_misuse_is_refused_with_words(make, words):
     with pytest.raises(FrontEndError, match=words): make()
+
+
+def test_pooled_memory_is_never_shared():
+    front_end = LogSpectrogram()
+    held = [front_end(torch.full((2, 500, 2, 16), float(k))) for k in range(1, 8)]
+    kept = [x[:1, -1].clone() for x in held]
+    views = [x[:1, -1] for x in held]
+    del held
+    for _ in range(8): front_end(torch.randn(2, 500, 2, 16))
+    assert all(torch.equal(a, b) for a, b in zip(views, kept, strict=True))

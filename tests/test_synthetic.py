@@ -156,13 +156,15 @@ def test_bursts_stand_before_the_press_and_on_the_right_side():
 
 @pytest.mark.parametrize("key, band, finger", [("a", 0, "pinky"), ("j", 1, "index"), ("Key.space", 1, "thumb"), ("Key.shift", 0, "pinky"), ("e", 0, "middle")])
 def test_the_truth_is_where_the_signal_is(key, band, finger):
-    user, press = draw_user(0), 1 + .4 * np.arange(25)
-    x = simulate_session(Typing((key,) * 25, press, press + .1), user, numpy_generator(0), SimulatorSettings(artefacts_per_minute=0))
+    user, press, calm = draw_user(0), 1 + .4 * np.arange(25), SimulatorSettings(artefacts_per_minute=0)
+    x = simulate_session(Typing((key,) * 25, press, press + .1), user, numpy_generator(0), calm)
+    rest = simulate_session(Typing((), np.zeros(0), np.zeros(0)), user, numpy_generator(1), calm, 11)
+    added = np.sqrt(np.maximum(x.var(0) - rest.var(0), 0))
     truth = key_truth(key, user)
     assert truth["finger"] == finger and truth["band"] == ("left", "right")[band] and truth["muscles"][0][1] > .5
-    distance = abs(int(x.std(0)[band].argmax()) - truth["electrode"])
-    assert min(distance, 16 - distance) <= 2
-    assert np.corrcoef(x.std(0)[band], truth["pattern"])[0, 1] > .7
+    distance = abs(int(added[band].argmax()) - truth["electrode"])
+    assert min(distance, 16 - distance) <= 1
+    assert np.corrcoef(added[band], truth["pattern"])[0, 1] > .9 and added[band].max() > 3 * added[1 - band].max()
 
 
 def test_levels_lie_near_the_real_ones():

@@ -20,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 NBS, EXECUTED, PREPARED, PROCESSED, PAGES, SITE = (ROOT / name for name in ("nbs", "_exec", "_prep", "_proc", "_pages", "_docs"))
 EXPORT = re.compile(r"^(\s*#\|\s*)export\b(?!s)", re.M)
-FRONT_PAGES = ["CONTRIBUTING.md", "CHANGELOG.md", "data/README.md", "reports/README.md"]
+FRONT_PAGES = [place for place in ("CONTRIBUTING.md", "CHANGELOG.md", "data/README.md", "reports/README.md") if (ROOT / place).exists()]
 SECTIONS = [("Components", "components", r"\d\d_", "One page for each module, in reading order: nothing on a page needs a page that comes later."),
             ("Experiments", "experiments_index", r"experiments/", "Each asks a question. The pages show the code; what runs said is in the report."),
             ("Exploring", "explore_index", r"explore/", "Pages with controls, for JupyterLab."),
@@ -212,7 +212,7 @@ def code_cell(source, outputs=(), tags=()):
 
 def front_name(place):
     "The site's name for a markdown file of the repository."
-    return place.lower().replace("/readme", "")
+    return place.lower().replace("/readme", "")  # data/README.md -> data.md
 
 
 def title_of(page):
@@ -238,12 +238,10 @@ def write_pages(pages):
                                               f"\n\n```{{toctree}}\n:hidden:\n:maxdepth: 1\n\n{toc}\n```\n", encoding="utf-8")
             tops.insert(1 if file == "components" else len(tops) - ("decisions" in made), file)
     for place in FRONT_PAGES:
-        if (ROOT / place).exists():
-            text = (ROOT / place).read_text(encoding="utf-8")
-            depth = os.path.dirname(place)
-            text = re.sub(r"\]\((?![a-z]+:|#)([^)\s]+)\)", lambda m, d=depth: "](" + os.path.relpath(os.path.normpath(os.path.join(d, m[1])), "nbs") + ")", text)
-            (PAGES / front_name(place)).write_text(neutral.links(text, "index"), encoding="utf-8")
-            tops.append(front_name(place).removesuffix(".md"))
+        text = re.sub(r"\]\((?![a-z]+:|#)([^)\s]+)\)", lambda m, folder=os.path.dirname(place): "](" + os.path.relpath(os.path.join(folder, m[1]), "nbs") + ")",
+                      (ROOT / place).read_text(encoding="utf-8"))
+        (PAGES / front_name(place)).write_text(neutral.links(text, "index"), encoding="utf-8")
+        tops.append(front_name(place).removesuffix(".md"))
     made["index"]["cells"].append({**markdown("```{toctree}\n:hidden:\n:maxdepth: 1\n\n" + "\n".join(tops) + "\n```"), "id": "toctree"})
     for name, page in made.items():
         out = PAGES / f"{name}.ipynb"
