@@ -37,7 +37,7 @@ book: $(STAMP) ## write the embedded corpus, run the small suite through papermi
 	$(BIN)/semgbook book smoke
 
 test: $(STAMP) ## every test, every notebook among them
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 check: $(STAMP) ## does the package equal the notebooks, and is every notebook clean? (part of make test)
 	$(BIN)/python -m pytest tests/test_notebooks.py tests/test_architecture.py -k "not runs" $(ARGS)

@@ -6,7 +6,7 @@ Two kinds of emissions: "trained" has some 20 sharp peaks per window of four sec
 a new key. Two loops: the plain one takes the arg max frame by frame; the better one takes all arg max at once and then walks through the
 labels in Python. All ways run turn about in one process and must give the same texts; ratios are medians of pair-wise ratios. The training
 step is the full TDS model with its head (forward, CTC loss, backward, clipping, Adam) on frames that are already there, which is the least a step
-can cost. Leaves benchmarks/results/decoding.json.
+can cost. On a shared machine processor time says more than the clock, so both are given. Leaves benchmarks/results/decoding.json.
 """
 import argparse
 import json
@@ -76,22 +76,29 @@ def host_part(labels, lengths, references):
     return total_errors(count_errors_many(references, texts))
 
 
-def timed(function, *arguments, device):
+def timed(function, arguments, device):
+    "Milliseconds on the clock and of this process."
     if device.type == "cuda": torch.cuda.synchronize()
-    begin = time.perf_counter()
-    result = function(*arguments)
+    begin, busy = time.perf_counter(), time.process_time()
+    function(*arguments)
     if device.type == "cuda": torch.cuda.synchronize()
-    return 1000 * (time.perf_counter() - begin), result
+    return 1000 * (time.perf_counter() - begin), 1000 * (time.process_time() - busy)
 
 
-def turn_about(ways, pairs, device):
-    "Milliseconds of each way in each round, after one round that does not count."
-    times = {name: [] for name in ways}
-    for i in range(pairs + 1):
-        for name, (function, *arguments) in ways.items():
-            ms, _ = timed(function, *arguments, device=device)
-            if i: times[name].append(ms)
-    return times
+def turn_about(ways, rounds, device):
+    "Clock and processor milliseconds of each way in each round, after one round that does not count."
+    times = [{name: timed(function, arguments, device) for name, (function, *arguments) in ways.items()} for _ in range(rounds + 1)][1:]
+    return {name: {kind: [r[name][k] for r in times] for k, kind in enumerate(("clock", "processor"))} for name in ways}
+
+
+def medians(times):
+    return {name: {f"{kind}_ms": round(statistics.median(t), 3) for kind, t in by_kind.items()} | dict(best_ms=round(min(by_kind["clock"]), 3))
+            for name, by_kind in times.items()}
+
+
+def ratio(times, slow, fast, digits=2):
+    "Median of pair-wise ratios, by the clock and by processor time."
+    return {kind: round(statistics.median(a / b for a, b in zip(times[slow][kind], times[fast][kind], strict=True)), digits) for kind in ("clock", "processor")}
 
 
 def measure_decoding(kind, args, device):
@@ -102,9 +109,7 @@ def measure_decoding(kind, args, device):
     times = turn_about(dict(vectorised=(greedy_decode, emissions, QWERTY), loop_over_frames=(loop_over_frames, emissions),
                             loop_over_labels=(loop_over_labels, emissions), decode_and_count=(decode_and_count, emissions, references),
                             host_part=(host_part, labels, emissions.lengths, references)), args.pairs, device)
-    ratio = lambda name: round(statistics.median(a / b for a, b in zip(times[name], times["vectorised"], strict=True)), 2)
-    return dict(ms={name: round(statistics.median(t), 3) for name, t in times.items()}, best_ms={name: round(min(t), 3) for name, t in times.items()},
-                times_faster_than=dict(loop_over_frames=ratio("loop_over_frames"), loop_over_labels=ratio("loop_over_labels")),
+    return dict(**medians(times), times_faster_than={name: ratio(times, name, "vectorised") for name in ("loop_over_frames", "loop_over_labels")},
                 characters=sum(map(len, vectorised)), cer=round(decode_and_count(emissions, references).cer, 2))
 
 
@@ -130,8 +135,7 @@ def measure_step(precision, args, device):
         optimiser.step()
 
     times = turn_about(dict(step=(step,), decode_and_count=(lambda: decode_and_count(kept["emissions"], references),)), args.steps, device)
-    share = [100 * d / s for s, d in zip(times["step"], times["decode_and_count"], strict=True)]
-    return dict(ms={name: round(statistics.median(t), 2) for name, t in times.items()}, decode_and_count_percent_of_step=round(statistics.median(share), 3))
+    return dict(**medians(times), steps_per_decode_and_count=ratio(times, "step", "decode_and_count", 0))
 
 
 def main():

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from semgbook.augment import AugmentSettings, RawAugment, SpectralAugment
-from semgbook.features import LogSpectrogram, dft_matrices, hann_window, power_by_fft, zero_padding
+from semgbook.features import LogSpectrogram, dft_matrices, power_by_fft, zero_padding
 from semgbook.session import open_session, write_session
 from semgbook.store import SignalStore
 

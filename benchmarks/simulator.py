@@ -27,7 +27,7 @@ def main():
         cpus.append(time.process_time() - cpu)
     seconds = 60 * args.minutes
     result = dict(benchmark="simulator", session_seconds=seconds, wall_seconds=round(min(walls), 3), cpu_seconds=round(min(cpus), 3),
-                  times_real_time=round(seconds / min(walls), 1), times_real_time_cpu=round(seconds / min(cpus), 1), target=50, provenance=provenance())
+                  times_real_time=round(seconds / min(walls), 1), times_real_time_cpu=round(seconds / min(cpus), 1), target=50, load_average=round(os.getloadavg()[0], 1), provenance=provenance())
     path = Path(__file__).parent / "results" / "simulator.json"
     atomic_write(path, json.dumps(result, indent=1))
     print(f"simulator: {seconds:.0f} s of 2 x 16 electrodes at 2 kHz in {min(walls):.2f} s on one core = {seconds / min(walls):.0f} x real time"

@@ -157,7 +157,7 @@ def draw_spans(
     size, # frames or bins: a number, or lengths (N, 1, 1, 1)
     limit:int, # a mask is narrower than this
     generator:torch.Generator|None=None, # on `device`
-    device:torch.device=torch.device("cpu"), # where to draw
+    device="cpu", # where to draw
 )->tuple[Tensor, Tensor]: # starts and stops, (N, M, B, C) each
     "Random masks: 0 to M per example, placed anew for every electrode."
     n_masks = torch.randint(shape[1] + 1, (shape[0], 1, 1, 1), generator=generator, device=device)

@@ -7,18 +7,15 @@ __all__ = ['EXPERIMENTS', 'MIME', 'SUITES', 'Experiment', 'BookError', 'get_expe
            'check_parameters', 'parse_parameters', 'execute', 'record', 'recorded', 'run_experiment', 'run_suite',
            'build_report']
 
-# %% ../nbs/54_book.ipynb #10f92e53
+# %% ../nbs/54_book.ipynb #26290816
 import ast
 import difflib
 import itertools
-import json
-import re
 import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .repro import atomic_write
 from .synthetic import project_root
 
 # %% ../nbs/54_book.ipynb #experiment

@@ -22,7 +22,7 @@ from .store import BufferPool
 @torch.inference_mode(False)
 def hann_window(
     n_fft:int, # samples in a frame
-    device:torch.device=torch.device("cpu"), # where it is needed
+    device="cpu", # where it is needed
 )->Tensor: # (n_fft,) float32 with an energy of 1
     "Periodic Hann window, normalised to unit energy."
     window = torch.hann_window(n_fft, dtype=torch.float64)
@@ -56,7 +56,7 @@ MEMORY = BufferPool(keep=2)
 
 def new_memory(
     shape, # sizes of all axes
-    device:torch.device=torch.device("cpu"), # where the tensor lives
+    device="cpu", # where the tensor lives
 )->Tensor: # float32, contents undefined
     "A large tensor to be filled; on a CPU in memory that is cheap to touch."
     if torch.device(device).type != "cpu": return torch.empty(shape, device=device)

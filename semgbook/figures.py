@@ -40,8 +40,8 @@ def colour_of(
     "The colour of a method: the same in every figure, different from all others until the palette is used up."
     name = re.split(r",? seed\b|\(", method.lower())[0].strip()
     if name not in _METHODS:
-        start = int(stable_hash(name), 16)
-        order = [PALETTE[(start + i) % len(PALETTE)] for i in range(len(PALETTE))]
+        start = int(stable_hash(name), 16) % 6
+        order = [*PALETTE[start:6], *PALETTE[:start], *PALETTE[6:]]
         _METHODS[name] = next((c for c in order if c not in _METHODS.values()), order[0])
     return _METHODS[name]
 
@@ -380,7 +380,7 @@ def text_html(
         return f"<p>{b}</p>"
     return text if text.lstrip().startswith("<") else "\n".join(map(block, re.split(r"\n\s*\n", text.strip())))
 
-# %% ../nbs/60_figures.ipynb #23bc60bb
+# %% ../nbs/60_figures.ipynb #8fabf76f
 PAGE_STYLE = f"""
 :root {{ color: {INK}; background: white; font: 16px/1.55 {FONT}; }}
 body {{ margin: 0 auto; max-width: 1120px; padding: 24px 20px 64px; }}
@@ -391,6 +391,7 @@ figure {{ margin: 28px 0; break-inside: avoid; }} figcaption strong {{ display: 
 figure img {{ max-width: 100%; height: auto; }} .scroll {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; margin: 16px 0; font-size: 14px; font-variant-numeric: tabular-nums; }} tr {{ break-inside: avoid; }}
 th {{ text-align: left; vertical-align: bottom; color: {SOFT}; font-weight: 600; border-bottom: 2px solid {GRID}; }} th, td {{ padding: 5px 14px 5px 0; }} td {{ border-bottom: 1px solid {GRID}; vertical-align: top; }}
+.sg-plotly .modebar {{ opacity: 0; }} .sg-plotly:hover .modebar {{ opacity: 1; }}
 .n {{ text-align: right; white-space: nowrap; }} th.n {{ white-space: normal; }}
 @media (max-width: 600px) {{ body {{ padding: 12px 12px 40px; }} h1 {{ font-size: 25px; }} .modebar {{ display: none; }} }}
 @media print {{ body {{ max-width: none; padding: 0; }} .modebar {{ display: none; }} a {{ color: inherit; }} }}

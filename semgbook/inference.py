@@ -6,7 +6,7 @@
 __all__ = ['ChunkPlan', 'plan_bounded', 'plan_windows', 'drop_silent', 'plan_chunks', 'chunk_emissions', 'decode_stretch',
            'StretchResult', 'score_sessions']
 
-# %% ../nbs/52_inference.ipynb #d30b986a
+# %% ../nbs/52_inference.ipynb #886e7942
 from dataclasses import dataclass
 from typing import Iterator
 
@@ -14,8 +14,7 @@ import numpy as np
 import torch
 
 from .charset import Charset
-from .ctc import Emissions
-from .decoders import GreedyDecoder, greedy_decode
+from .decoders import GreedyDecoder
 from .metrics import ErrorCounts, count_errors
 from .recipes import Recipe
 from .splits import Part

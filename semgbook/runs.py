@@ -7,7 +7,8 @@ __all__ = ['PROTOCOL', 'Run', 'run_name', 'read_json', 'run_state', 'write_statu
            'evaluate', 'median_window', 'keep_example', 'LiveLine', 'epoch_line', 'carry_out', 'RunRecord', 'read_run',
            'list_runs', 'runs_table', 'load_model']
 
-# %% ../nbs/53_runs.ipynb #dd3b6379
+# %% ../nbs/53_runs.ipynb #d8cbd3e2
+import io
 import json
 import math
 import os
@@ -23,9 +24,13 @@ import torch
 from .inference import score_sessions
 from .metrics import ErrorCounts, count_errors_many
 from .recipes import Recipe, recipe_from_dict
-from .repro import atomic_write, fingerprint, pick_device, provenance
+from .corpora import corpus_folder
+from .repro import atomic_write, fingerprint, pick_device, provenance, stable_hash
+from .session import list_sessions
+from .splits import Part
 from .statistics import bootstrap_cer, error_blocks
-from .training import RunData, Score, build_model, count_parameters, fit, load_data, load_weights, sample_field, score_windows
+from .training import RunData, Score, build_model, count_parameters, fit, load_data, load_weights, sample_field, sample_stride, score_windows
+from .windows import part_labels
 
 # %% ../nbs/53_runs.ipynb #run
 @dataclass(frozen=True)
@@ -49,7 +54,6 @@ class Run:
 
 def run_name(experiment: str, recipe: Recipe, data_fingerprint: str) -> str:
     "experiment-preset-seed-hash: the same for the same recipe on the same data."
-    from semgbook.repro import stable_hash
     return f"{experiment}-{recipe.name}-s{recipe.training.seed}-{stable_hash([recipe.hash(), data_fingerprint])}"
 
 # %% ../nbs/53_runs.ipynb #alive
@@ -90,8 +94,6 @@ def start_run(experiment: str,  # such as e30
               root: Path,  # where run folders live, such as reports/runs
               ) -> Run:
     "The run of this recipe on its data: new, unfinished, or already done."
-    from semgbook.corpora import corpus_folder
-    from semgbook.session import list_sessions
     data = fingerprint(list_sessions(corpus_folder(recipe.data.corpus)))
     run = Run(experiment, recipe, Path(root) / run_name(experiment, recipe, data), data)
     if run.state == "running" and read_json(run.folder / "status.json")["pid"] != os.getpid():
@@ -151,21 +153,16 @@ def median_window(score: Score) -> int:
 @torch.no_grad()
 def keep_example(recipe: Recipe, model, data: RunData, score: Score, path: Path) -> Path:
     "Write the emissions, key presses and texts of the median validation window as a small .npz file."
-    from semgbook.session import read_times
-    import io
-    index = median_window(score)
-    batch = data.val.window_set.batch(np.array([index])).to(next(model.parameters()).device)
-    log_probs = model(batch.signal, batch.signal_lengths).log_probs[0].float().cpu().numpy()
-    session = data.val.window_set.index.sessions[int(batch.sessions[0])]
-    start, rate = int(batch.starts[0]), session.rate_hz
-    first_time = read_times(session, start, start + 1)[0]
-    stride, field = model.front_end.stride * model.encoder.stride, sample_field(model) or model.front_end.context
-    presses = session.press_times - first_time
-    inside = (presses >= 0) & (presses <= batch.signal_lengths[0].item() / rate)
+    window_set, index = data.val.window_set, median_window(score)
+    batch, plan = window_set.batch(np.array([index])), window_set.index.plan([index], draws=0)
+    device = next(model.parameters()).device
+    log_probs = model(batch.signal.to(device), batch.signal_lengths.to(device)).log_probs[0].float().cpu().numpy()
+    session, start = window_set.index.sessions[plan.sessions[0]], plan.read_start[0]
+    labels, samples = part_labels(Part(session, int(plan.core_start[0]), int(plan.core_stop[0])), data.charset)
+    last_sample = np.arange(len(log_probs)) * sample_stride(model) + (sample_field(model) or model.front_end.context)
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, log_probs=log_probs.astype(np.float16), frame_times=(np.arange(len(log_probs)) * stride + field) / rate,
-                        press_times=presses[inside], press_keys=np.array(session.keys)[inside], charset=recipe.data.charset,
-                        reference=score.references[index], prediction=score.predictions[index], session=session.name)
+    np.savez_compressed(buffer, log_probs=log_probs.astype(np.float16), frame_times=last_sample / session.rate_hz, press_times=(samples - start) / session.rate_hz,
+                        charset=recipe.data.charset, reference=data.charset.text_of_labels(labels), prediction=score.predictions[index], session=session.name)
     return atomic_write(path, buffer.getvalue())
 
 # %% ../nbs/53_runs.ipynb #liveline

@@ -414,7 +414,7 @@ class CorpusSpec:
     settings:SimulatorSettings = SimulatorSettings() # physics
     version:int = 2 # goes up when the simulator computes something else
 
-EMBEDDED = CorpusSpec((("user0", 5, 2.2), ("user1", 2, 2.0), ("user2", 2, 2.0)))
+EMBEDDED = CorpusSpec((("user0", 5, 2.2), ("user1", 2, 2.0), ("user2", 2, 2.0)), session_shift=.7, settings=SimulatorSettings(force_spread=.1))
 
 # %% ../nbs/12_synthetic.ipynb #simulate-one
 def simulate_one(

@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies
 
 from semgbook.blocks import BLOCKS, BlockError
 from semgbook.charset import get_charset
-from semgbook.ctc import CTCHead, Emissions, ctc_loss
+from semgbook.ctc import CTCHead, ctc_loss
 from semgbook.encoders import ENCODERS, BlockSpec, Encoder, EncoderError, block_options, build_encoder, encoder_table, format_encoder, parse_encoder
 
 SMALL = (2, 4, 5)  # bands, electrodes, bins

@@ -1,5 +1,4 @@
 "Whole sessions in chunks: equal where equality is claimed, as trained where it is not."
-import numpy as np
 import pytest
 import torch
 from toys import toy_corpus, toy_recipe

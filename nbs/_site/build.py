@@ -43,22 +43,28 @@ def is_parameterised(path):
 
 
 def run_page(path):
-    "Execute one page into _exec, unless it is there as of now; what is parameterised stays as it is."
-    from execute import execute, is_fresh
+    "Execute one page into _exec, unless it is there as of now; what is parameterised stays as it is. Returns what went wrong."
+    from execute import CellExecutionError, execute, is_fresh
     if is_parameterised(path):
         out = EXECUTED / path.relative_to(NBS)
         out.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, out)
     elif not is_fresh(path, EXECUTED):
-        execute(path, keep=EXECUTED)
-    return path
+        try:
+            execute(path, keep=EXECUTED)
+        except CellExecutionError as error:
+            return f"{path.name} does not run:\n{error}"
 
 
 def executed(pages, workers):
     "Run all pages, two at a time."
     with ProcessPoolExecutor(workers) as pool:
-        for path in pool.map(run_page, pages):
-            print("page", path.relative_to(NBS).with_suffix(""), flush=True)
+        failures = []
+        for path, failure in zip(pages, pool.map(run_page, pages), strict=True):
+            print("page", path.relative_to(NBS).with_suffix(""), "FAILED" if failure else "", flush=True)
+            failures += [failure] if failure else []
+    if failures:
+        sys.exit("\n\n".join(failures))
 
 
 # --- nbdev's part -------------------------------------------------------------------------------
@@ -122,9 +128,8 @@ class Neutral:
         self.of_module = {re.sub(r"^\d\d_", "", name): name for name in self.names}
 
     def links(self, text, page):
-        "Links to the public host, to notebooks and to files of the repository, as the site has them."
+        "Links to the public host, to notebooks and to files of the repository, as the site has them; code stays code."
         up = "../" * page.count("/")
-        text = re.sub(r"(```.*?```)", lambda m: re.sub(r"\[(`[^`]*`)\]\(https?:[^)]*\)", lambda k: k[1].strip("`"), m[1]), text, flags=re.S)
 
         def public(match):
             page_name, _, anchor = match[2].partition("#")
@@ -134,13 +139,18 @@ class Neutral:
         def relative(match):
             target, _, anchor = match[2].partition("#")
             place = os.path.normpath(os.path.join(os.path.dirname("nbs/" + page), target))
-            name = os.path.relpath(place, "nbs")
-            if name.removesuffix(".ipynb") in self.names or place in FRONT_PAGES:
-                return f"[{match[1]}]({up}{front_name(place) if place in FRONT_PAGES else name}{'#' + anchor if anchor else ''})"
-            return match[1]
+            name = front_name(place) if place in FRONT_PAGES else os.path.relpath(place, "nbs")
+            in_site = place in FRONT_PAGES or name.removesuffix(".ipynb") in self.names
+            return f"[{match[1]}]({up}{name}{'#' + anchor if anchor else ''})" if in_site else match[1]
 
-        text = re.sub(r"\[([^\]]+)\]\(" + re.escape(self.host) + r"([^)]*)\)", public, text)
-        return re.sub(r"(?<!!)\[([^\]]+)\]\((?![a-z]+:|#)([^)\s]+)\)", relative, text)
+        parts = re.split(r"(^```.*?^```)", text, flags=re.S | re.M)
+        for n, part in enumerate(parts):
+            if part.startswith("```"):  # nbdev links names inside signatures too, where no link can be
+                parts[n] = re.sub(r"\[(`[^`]*`)\]\(https?:[^)]*\)", lambda m: m[1].strip("`"), part)
+            else:
+                part = re.sub(r"\[([^\]]+)\]\(" + re.escape(self.host) + r"([^)]*)\)", public, part)
+                parts[n] = re.sub(r"(?<!!)\[([^\]]+)\]\(((?:\.\./|[\w/.-]+\.(?:ipynb|md|cff))[^)\s]*)\)", relative, part)
+        return "".join(parts)
 
     def anchors(self):
         "Page -> anchors of the names shown on it."
@@ -154,7 +164,7 @@ class Neutral:
         nb = json.loads((PROCESSED / f"{name}.ipynb").read_text(encoding="utf-8"))
         sources = source_cells(json.loads((NBS / f"{name}.ipynb").read_text(encoding="utf-8")))
         cells = []
-        for number, cell in enumerate(nb["cells"]):
+        for cell in nb["cells"]:
             source = "".join(cell["source"])
             if cell["cell_type"] == "raw" and source.startswith("---"):
                 front = yaml.safe_load(source.strip().strip("-"))
@@ -170,6 +180,12 @@ class Neutral:
         for number, cell in enumerate(cells):
             cell["id"] = f"cell-{number}"
         return {"cells": cells, "metadata": {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}, "nbformat": 4, "nbformat_minor": 5}
+
+    def front_page(self, place):
+        "A markdown file of the repository, its links as if it lay among the notebooks."
+        folder, text = os.path.dirname(place), (ROOT / place).read_text(encoding="utf-8")
+        text = re.sub(r"\]\((?![a-z]+:|#)([^)\s]+)\)", lambda m: "](" + os.path.relpath(os.path.join(folder, m[1]), "nbs") + ")", text)
+        return self.links(text, "index")
 
     def listing(self, cell, source, sources, page):
         "A signature as nbdev prints it, with the code behind it folded away."
@@ -238,9 +254,7 @@ def write_pages(pages):
                                               f"\n\n```{{toctree}}\n:hidden:\n:maxdepth: 1\n\n{toc}\n```\n", encoding="utf-8")
             tops.insert(1 if file == "components" else len(tops) - ("decisions" in made), file)
     for place in FRONT_PAGES:
-        text = re.sub(r"\]\((?![a-z]+:|#)([^)\s]+)\)", lambda m, folder=os.path.dirname(place): "](" + os.path.relpath(os.path.join(folder, m[1]), "nbs") + ")",
-                      (ROOT / place).read_text(encoding="utf-8"))
-        (PAGES / front_name(place)).write_text(neutral.links(text, "index"), encoding="utf-8")
+        (PAGES / front_name(place)).write_text(neutral.front_page(place), encoding="utf-8")
         tops.append(front_name(place).removesuffix(".md"))
     made["index"]["cells"].append({**markdown("```{toctree}\n:hidden:\n:maxdepth: 1\n\n" + "\n".join(tops) + "\n```"), "id": "toctree"})
     for name, page in made.items():
@@ -257,8 +271,12 @@ def write_pages(pages):
 
 def render():
     "Sphinx, with every warning an error."
+    made = PAGES / "_html"  # MyST-NB leaves a folder beside the output, so that has to be a place of its own
+    done = subprocess.run([sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q", "-c", HERE, PAGES, made])
+    if done.returncode:
+        sys.exit("the pages were not rendered: each line above says where")
     shutil.rmtree(SITE, ignore_errors=True)
-    subprocess.run([sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q", "-c", HERE, PAGES, SITE], check=True)
+    shutil.move(made, SITE)
 
 
 def render_with_quarto():

@@ -14,7 +14,7 @@ project, author, release, copyright = cfg["title"], cfg["author"], cfg["version"
 language = "en"
 
 extensions = ["myst_nb", "sphinx_copybutton"]
-exclude_patterns = []
+exclude_patterns = ["_html", "jupyter_execute"]
 nb_execution_mode = "off"
 nb_merge_streams = True
 nb_code_prompt_show = nb_code_prompt_hide = "the code"

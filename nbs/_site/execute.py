@@ -10,6 +10,7 @@ from pathlib import Path
 import nbformat
 from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError  # noqa: F401 (for whoever calls execute)
 
 ROOT = Path(__file__).resolve().parents[2]
 DIRECTIVE = re.compile(r"^\s*#\|\s*(.+?)\s*$", re.M)
