@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['EXPERIMENTS', 'MIME', 'SUITES', 'Experiment', 'BookError', 'get_experiment', 'declared_parameters',
-           'check_parameters', 'parse_parameters', 'execute', 'record', 'recorded', 'run_experiment', 'run_suite',
-           'build_report']
+           'check_parameters', 'parse_parameters', 'execute', 'record', 'recorded', 'run_experiment', 'planned_folder',
+           'run_suite', 'build_report']
 
-# %% ../nbs/54_book.ipynb #26290816
+# %% ../nbs/54_book.ipynb #2b20aa9d
 import ast
 import difflib
 import itertools
@@ -16,6 +16,11 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .corpora import corpus_folder
+from .recipes import requested
+from .repro import fingerprint
+from .runs import run_name, run_state
+from .session import list_sessions
 from .synthetic import project_root
 
 # %% ../nbs/54_book.ipynb #experiment
@@ -160,6 +165,18 @@ def run_experiment(name: str,  # experiment id
     shutil.move(executed, folder / "notebook.ipynb")
     return folder
 
+# %% ../nbs/54_book.ipynb #planned-folder
+def planned_folder(name: str,  # experiment id
+                   parameters: dict,  # as for `run_experiment`
+                   out_root: Path = None,  # where run folders live
+                   ) -> Path:
+    "The folder of the run that an experiment would carry out with these parameters."
+    root = project_root()
+    values = {**declared_parameters(root / "nbs" / "experiments" / get_experiment(name).notebook), **parameters}
+    recipe = requested(values["preset_name"], values["seed"], values["corpus"], values["overrides"])
+    data = fingerprint(list_sessions(corpus_folder(recipe.data.corpus)))
+    return Path(out_root or root / "reports" / "runs") / run_name(name, recipe, data)
+
 # %% ../nbs/54_book.ipynb #run-suite
 SUITES = {
     "smoke": (("e00", {"preset_name": "tds_embedded"}), ("e00", {"preset_name": "bilstm_embedded"}), ("e30", {"overrides": '{"training.epochs": 60}'})),
@@ -176,7 +193,9 @@ def run_suite(name: str,  # key of SUITES
     for number, (experiment, parameters) in enumerate(SUITES[name], 1):
         started = time.monotonic()
         say(f"[{number}/{len(SUITES[name])}] {experiment} {' '.join(f'{k}={v}' for k, v in parameters.items())}")
-        try: folder, error = run_experiment(experiment, parameters, out_root), None
+        try:
+            folder, error = planned_folder(experiment, parameters, out_root), None
+            if run_state(folder) != "done" or not (folder / "notebook.ipynb").exists(): folder = run_experiment(experiment, parameters, out_root)
         except Exception as problem: folder, error = None, problem  # noqa: BLE001 (one failing run must not stop the others)
         rows.append((experiment, parameters, folder, error))
         say(f"      {folder.name if folder else 'failed: ' + str(error).strip().splitlines()[-1]}  ({time.monotonic() - started:.0f} s)")
@@ -185,10 +204,13 @@ def run_suite(name: str,  # key of SUITES
 # %% ../nbs/54_book.ipynb #build-report
 def build_report(runs_root: Path = None,  # folder of run folders; None: reports/runs
                  output: Path = None,  # the page; None: reports/report.html
+                 force: bool = True,  # False: keep a page that is newer than the notebook and every run
                  ) -> Path:
     "Execute the report notebook on a folder of runs; the page it wrote."
     root = project_root()
     runs_root, output = Path(runs_root or root / "reports" / "runs").resolve(), Path(output or root / "reports" / "report.html").resolve()
-    if not list(runs_root.glob("*/results.json")): raise BookError(f"{runs_root} holds no finished run: run an experiment or `semgbook book smoke` first")
+    sources = [*runs_root.glob("*/results.json"), root / "nbs" / "report.ipynb"]
+    if not force and output.exists() and output.stat().st_mtime > max(p.stat().st_mtime for p in sources): return output
+    if len(sources) == 1: raise BookError(f"{runs_root} holds no finished run: run an experiment or `semgbook book smoke` first")
     execute(root / "nbs" / "report.ipynb", output.with_suffix(".ipynb"), {"runs_root": str(runs_root), "output": str(output)})
     return output

@@ -56,7 +56,7 @@ def book(args):
     "Run a suite of experiments, then build the report."
     from semgbook.book import build_report, run_suite
     rows = run_suite(args.suite, args.out)
-    print(build_report(args.out))
+    print(build_report(args.out, force=False))
     return 1 if any(error for *_, error in rows) else 0
 
 

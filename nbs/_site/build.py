@@ -226,6 +226,11 @@ def code_cell(source, outputs=(), tags=()):
     return {"cell_type": "code", "execution_count": None, "metadata": {"tags": list(tags)}, "outputs": list(outputs), "source": source}
 
 
+def toctree(names):
+    "Sphinx's list of the pages below one."
+    return "```{toctree}\n:hidden:\n:maxdepth: 1\n\n" + "\n".join(names) + "\n```"
+
+
 def front_name(place):
     "The site's name for a markdown file of the repository."
     return place.lower().replace("/readme", "")  # data/README.md -> data.md
@@ -244,19 +249,19 @@ def write_pages(pages):
     neutral = Neutral(pages)
     neutral.anchors()
     made = {name: neutral.page(name) for name in neutral.names}
-    tops = [name for name in ("architecture", "report", "decisions") if name in made]
+    indices = []
     for heading, file, pattern, intro in SECTIONS:
         members = [name for name in made if re.match(pattern, name)]
         if members:
             rows = [f"| [{name.split('/')[-1]}]({name}.ipynb) | {title_of(made[name])[0]} | {title_of(made[name])[1]} |" for name in members]
-            toc = "\n".join(members)
-            (PAGES / f"{file}.md").write_text(f"# {heading}\n\n{intro}\n\n| page | title | what it is |\n|---|---|---|\n" + "\n".join(rows) +
-                                              f"\n\n```{{toctree}}\n:hidden:\n:maxdepth: 1\n\n{toc}\n```\n", encoding="utf-8")
-            tops.insert(1 if file == "components" else len(tops) - ("decisions" in made), file)
+            table = "\n".join(["| page | title | what it is |", "|---|---|---|", *rows])
+            (PAGES / f"{file}.md").write_text(f"# {heading}\n\n{intro}\n\n{table}\n\n{toctree(members)}\n", encoding="utf-8")
+            indices.append(file)
+    tops = [name for name in ("architecture", *indices, "report", "decisions") if name in made or name in indices]
     for place in FRONT_PAGES:
         (PAGES / front_name(place)).write_text(neutral.front_page(place), encoding="utf-8")
         tops.append(front_name(place).removesuffix(".md"))
-    made["index"]["cells"].append({**markdown("```{toctree}\n:hidden:\n:maxdepth: 1\n\n" + "\n".join(tops) + "\n```"), "id": "toctree"})
+    made["index"]["cells"].append({**markdown(toctree(tops)), "id": "toctree"})
     for name, page in made.items():
         out = PAGES / f"{name}.ipynb"
         out.parent.mkdir(parents=True, exist_ok=True)
