@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['EXPERIMENTS', 'MIME', 'SUITES', 'Experiment', 'BookError', 'get_experiment', 'declared_parameters',
-           'check_parameters', 'parse_parameters', 'execute', 'record', 'recorded', 'run_experiment', 'planned_folder',
-           'run_suite', 'build_report']
+           'check_parameters', 'parse_parameters', 'execute', 'remember', 'remembered', 'run_experiment',
+           'planned_folder', 'run_suite', 'build_report']
 
-# %% ../nbs/54_book.ipynb #2b20aa9d
+# %% ../nbs/54_book.ipynb #8e95d9c3
 import ast
 import difflib
 import itertools
+import os
 import shutil
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,9 +109,11 @@ def _quiet_kernels():
     from jupyter_client.manager import AsyncKernelManager
 
     class LocalKernelManager(AsyncKernelManager):
-        "ipc instead of tcp: no port is opened."
+        "Sockets in a folder of their own instead of TCP ports."
 
-        def __init__(self, **options): super().__init__(**{**options, "transport": "ipc"})
+        def __init__(self, **options):
+            self.sockets = tempfile.TemporaryDirectory(prefix="kernel-")
+            super().__init__(**{**options, "transport": "ipc", "ip": f"{self.sockets.name}/k"})
 
     return LocalKernelManager
 
@@ -123,6 +127,7 @@ def execute(notebook: Path,  # source
     notebook, output = Path(notebook).resolve(), Path(output).resolve()
     check_parameters(declared_parameters(notebook), parameters, notebook.name)
     output.parent.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # of the kernel: threads that wait do not spin
     partial = output.with_suffix(".partial.ipynb")
     try:
         papermill.execute_notebook(str(notebook), str(partial), parameters, cwd=str(notebook.parent), progress_bar=False, kernel_name="python3", language="python", kernel_manager_class=_quiet_kernels())
@@ -130,20 +135,20 @@ def execute(notebook: Path,  # source
         if partial.exists(): partial.replace(output)
     return output
 
-# %% ../nbs/54_book.ipynb #record
+# %% ../nbs/54_book.ipynb #remember
 MIME = "application/vnd.semgbook.record+json"
 
 
-def record(name: str,  # what it is called
+def remember(name: str,  # what it is called
            value):  # anything JSON can hold
     "Show a value in a notebook and keep it, named, in the executed copy."
     from IPython.display import display
     display({MIME: {"name": name, "value": value}, "text/plain": f"{name} = {value}"}, raw=True)
 
 
-def recorded(notebook: Path,  # an executed copy
+def remembered(notebook: Path,  # an executed copy
              ) -> dict:
-    "All values a notebook has recorded."
+    "All values a notebook has remembered."
     import nbformat
     outputs = itertools.chain.from_iterable(c.get("outputs", []) for c in nbformat.read(notebook, as_version=4).cells)
     found = [o["data"][MIME] for o in outputs if MIME in o.get("data", {})]
@@ -161,7 +166,7 @@ def run_experiment(name: str,  # experiment id
     check_parameters(declared_parameters(notebook), parameters, notebook.name)
     draft = out_root / f".{name}-{time.strftime('%Y%m%d-%H%M%S')}-{time.monotonic_ns() % 10**6}.ipynb"
     executed = execute(notebook, draft, {**parameters, "out_root": str(out_root)})
-    folder = Path(recorded(executed)["run_folder"])
+    folder = Path(remembered(executed)["run_folder"])
     shutil.move(executed, folder / "notebook.ipynb")
     return folder
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GROUP', 'DATASET', 'RATE_HZ', 'HEADER', 'BLOCK_ROWS', 'SessionError', 'Session', 'row_dtype', 'electrodes_of',
-           'check_times', 'check_signal_values', 'open_file', 'check_labels', 'open_session', 'read_signal',
+           'check_times', 'check_signal_values', 'open_file', 'check_presses', 'open_session', 'read_signal',
            'read_times', 'write_session', 'list_sessions', 'check_folder', 'Corpus', 'open_corpus']
 
 # %% ../nbs/11_session.ipynb #247624f8
@@ -164,8 +164,8 @@ def _times_of(path, strokes, name, needed): # path: named in the message; stroke
     times.flags.writeable = False
     return times
 
-# %% ../nbs/11_session.ipynb #check-labels
-def check_labels(
+# %% ../nbs/11_session.ipynb #check-presses
+def check_presses(
     path, # named in the message
     keys, # (L,) key names
     press_times:np.ndarray, # (L,) unix seconds
@@ -254,7 +254,7 @@ def _read_labels(path, header): # path: named in the message; header: plain attr
     strokes = _parse(path, "keystrokes", _text(path, header, "keystrokes"))
     labels = dict(keys=tuple(s.get("key") for s in strokes), press_times=_times_of(path, strokes, "start", True),
                   release_times=_times_of(path, strokes, "end", False))
-    check_labels(path, **labels)
+    check_presses(path, **labels)
     return labels
 
 # %% ../nbs/11_session.ipynb #open-session
@@ -356,7 +356,7 @@ def write_session(
         raise SessionError(f"{path}: signal has shape {signal.shape} and times {times.shape}; they must be (T, 2 bands, C) and (T,), T and C at least 1")
     check_times(path, times)
     check_signal_values(path, signal)
-    check_labels(path, keys, press, release)
+    check_presses(path, keys, press, release)
     header = dict(session_name=name, user=user, condition=condition, keystrokes=_strokes_json(keys, press, release), prompts=json.dumps(list(prompts)),
                   daq_sample_rate=str(rate_hz), daq_channels=str(signal.shape[2]), quality_check_tags=np.array(tags, h5py.string_dtype() if tags else float))
     _parse(path, "prompts", header["prompts"])

@@ -4,7 +4,7 @@ import json
 import nbformat
 import pytest
 
-from semgbook.book import EXPERIMENTS, SUITES, BookError, build_report, check_parameters, declared_parameters, execute, recorded, run_experiment, run_suite
+from semgbook.book import EXPERIMENTS, SUITES, BookError, build_report, check_parameters, declared_parameters, execute, remembered, run_experiment, run_suite
 from semgbook.recipes import PRESETS
 from semgbook.runs import read_run
 
@@ -30,7 +30,7 @@ def test_smoke_mode(experiment, preset, out):
     folder = run_experiment(experiment, {**e.smoke, "preset_name": preset}, out)
     assert {p.name for p in folder.iterdir()} >= set(e.leaves)
     for phase, (low, high) in e.bounds.items(): assert low <= read_run(folder).results["phases"][phase]["cer"] <= high
-    assert recorded(folder / "notebook.ipynb")["state"] == "new"
+    assert remembered(folder / "notebook.ipynb")["state"] == "new"
     assert not list(out.glob(".*")), "nothing half-written is left"
 
 
