@@ -9,6 +9,9 @@ LINKS = $(foreach link,$(PIP_FIND_LINKS),--find-links $(link))
 # pytest's own options: make test ARGS='-k windows -x'
 ARGS ?=
 
+# threads that wait sleep instead of spinning: with other work on the machine that is up to ten times faster
+export OMP_WAIT_POLICY := PASSIVE
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help env book test check corpus report export docs lab pins clean distclean

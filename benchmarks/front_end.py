@@ -6,16 +6,20 @@ Both ways run in this process with the same number of threads, turn about, on th
 ratios are medians of pair-wise ratios. Processor time is given too, since it tells more on a machine that others use. The per-window way is the usual data set with transforms: an HDF5 slice, a scan of the
 session's list of key presses, rotation, jitter, torch.stft, masks, then a collate that pads and stacks. Its masks are vectorised
 over electrodes, as good code of that kind does. With 2 threads it also runs as two workers with one thread each, and the better counts.
-Before timing, both ways must agree on spectrograms and labels with augmentation off. Results: benchmarks/results/front_end.json.
+Threads wait asleep (OMP_WAIT_POLICY=passive) in both ways: waiting awake, the default, makes 2 threads up to ten times slower than 1
+as soon as another process wants a core. Before timing, both ways must agree on spectrograms and labels with augmentation off. Results: benchmarks/results/front_end.json.
 """
 import argparse
 import json
+import os
 import platform
 import statistics
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read once, when torch is loaded
 
 import h5py
 import numpy as np
@@ -253,14 +257,15 @@ def main():
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "front_end.json")
     args, rng = parser.parse_args(), np.random.default_rng(0)
-    result = {"what": __doc__.splitlines()[0], "machine": platform.processor() or platform.machine(), "torch": torch.__version__,
-              "batch": args.batch, "minutes": args.minutes, "repeats": args.repeats, "load_before": Path("/proc/loadavg").read_text().split()[0] if Path("/proc/loadavg").exists() else None,
+    result = {"what": __doc__.splitlines()[0], "machine": platform.processor() or platform.machine(), "torch": torch.__version__, "omp_wait_policy": os.environ["OMP_WAIT_POLICY"],
+              "batch": args.batch, "minutes": args.minutes, "repeats": args.repeats, "load_before": os.getloadavg()[0],
               "pipeline": {}, "transform": {}}
     with tempfile.TemporaryDirectory() as folder:
         paths = write_sessions(Path(folder), args.sessions, args.minutes, rng)
         for n in args.threads:
             result["pipeline"][str(n)] = compare_pipelines(paths, n, args.repeats, args.batch, rng)
             result["transform"][str(n)] = compare_candidates(n, min(args.repeats, 5), args.batch)
+    result["load_after"] = os.getloadavg()[0]
     for n in map(str, args.threads):
         p = result["pipeline"][n]
         print(f"\n{n} thread(s): augmented log spectrograms {p['times_faster']:.2f} x faster (goal 3), {p['times_less_processor_time']:.2f} x less processor time; ms per window " + ", ".join(f"{k} {v:.2f}" for k, v in p["ms_per_window"].items()))

@@ -225,7 +225,8 @@ def tds_embedded() -> Recipe:
 
 def bilstm_embedded() -> Recipe:
     "A narrow residual BiLSTM on one simulated user (about two minutes on two CPU cores). Nothing published: the data are simulated."
-    return Recipe("bilstm_embedded", "BiLSTM", EMBEDDED, FrontEndSettings(hop=32), STANDARD, "bilstm_small", 4.0, QUICK, Training(epochs=60, batch_size=8))
+    return Recipe("bilstm_embedded", "BiLSTM", replace(EMBEDDED, left_context_s=0.3), FrontEndSettings(hop=32), STANDARD, "norm mlp(features=64) bilstm(layers=1,hidden=96,dropout=0.1)", 4.0,
+                  QUICK, Training(epochs=60, batch_size=6))
 
 # %% ../nbs/50_recipes.ipynb #preset
 PRESETS = {make.__name__: make for make in (tds_generic, bilstm_generic, bilstm_kao, tds_embedded, bilstm_embedded)}

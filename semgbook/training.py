@@ -53,10 +53,11 @@ class Model(nn.Module):
                 signal: Tensor,  # (N, T, B, C), zero padded
                 lengths: Tensor,  # (N,) valid samples
                 generator: torch.Generator | None = None,  # draws the augmentations while training
+                contexts: Tensor | None = None,  # (N, 2) samples before and after the window; needed only by cropping
                 ) -> Emissions:
         "Log-probabilities of every class at every emission."
         if self.electrodes and signal.shape[-1] != self.electrodes: signal = tile_electrodes(signal, self.electrodes)
-        signal, lengths = self.raw_augment(signal, lengths, generator)
+        signal, lengths = self.raw_augment(signal, lengths, generator, contexts)
         lengths_out = self.front_end.out_lengths(lengths)
         frames = zero_padding(self.front_end(signal), lengths_out)
         features = self.encoder(self.spectral_augment(frames, lengths_out, generator), lengths_out)
@@ -297,7 +298,7 @@ def make_task(recipe: Recipe,  # optimiser and schedule
         def on_train_epoch_start(self): ledger.open(self.current_epoch, self.device)
 
         def training_step(self, batch, index):
-            emissions = self.model(batch.signal, batch.signal_lengths, ledger.generator)
+            emissions = self.model(batch.signal, batch.signal_lengths, ledger.generator, batch.contexts)
             loss, _ = ctc_loss(emissions, batch.labels, batch.label_lengths)
             ledger.enter(index, loss, emissions, batch)
             return loss

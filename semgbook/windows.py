@@ -206,6 +206,7 @@ class Batch:
     domains: torch.Tensor # (N,) int64 number of the user, see WindowIndex.domains
     sessions: torch.Tensor # (N,) int64 number of the session, see WindowIndex.sessions
     starts: torch.Tensor # (N,) int64 first sample that was read, counted from the start of the session
+    contexts: torch.Tensor # (N, 2) int64 samples before and after the window, which carry no labels
 
     def __len__(self): return len(self.signal)
 
@@ -232,7 +233,8 @@ class WindowSet:
         "The windows with these numbers as a padded batch, on the device where the store keeps the signal."
         plan = self.index.plan(indices, generator, draws)
         signal, lengths = self.store.gather(self._in_store[plan.sessions], plan.read_start, plan.read_stop)
-        small = (*self.index.labels(plan), self._domain[plan.sessions], plan.sessions, plan.read_start)
+        contexts = np.stack([plan.core_start - plan.read_start, plan.read_stop - plan.core_stop], axis=1)  # (N, 2)
+        small = (*self.index.labels(plan), self._domain[plan.sessions], plan.sessions, plan.read_start, contexts)
         return Batch(signal, lengths, *(torch.from_numpy(x).to(signal.device, non_blocking=True) for x in small))
 
 # %% ../nbs/17_windows.ipynb #run-ahead

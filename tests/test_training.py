@@ -141,3 +141,11 @@ def test_better_is_a_total_order():
 def test_frozen_run_data(corpus):
     data = load_data(toy_recipe(corpus))
     assert dataclasses.is_dataclass(data) and data.n_channels == 16 and data.description
+
+
+@pytest.mark.parametrize("changes", [{"augment__crop": [100, 20]}, {"augment__noise_snr_db": [10.0, 20.0], "augment__noise_std": None}, {"augment__gain": [0.8, 1.2]}])
+def test_every_augmentation_trains(corpus, tmp_path, changes):
+    recipe = toy_recipe(corpus, training__epochs=1, **changes)
+    history = fit(recipe, load_data(recipe), tmp_path)[1]
+    plain = fit(toy_recipe(corpus, training__epochs=1), load_data(recipe), tmp_path / "plain")[1]
+    assert np.isfinite(history[0]["train_loss"]) and history[0]["train_loss"] != plain[0]["train_loss"]
