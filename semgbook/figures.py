@@ -110,6 +110,7 @@ def _curves(histories, metric, hover, y_title, title, protocol, **layout):
     for label in histories: fig.add_scatter(x=[None], y=[None], name=label, legendgroup=label, mode="lines", line=dict(color=colours[label], width=4))
     for phase, (_, dash, width) in phases.items():
         fig.add_scatter(x=[None], y=[None], name=phase, mode="lines", line=dict(color=SOFT, dash=dash, width=width))
+    if len(histories) > 2: layout |= dict(legend=dict(y=-0.16, yanchor="top"), height=450 + 24 * len(histories))  # many names: below, where they may wrap
     return style(fig, title, protocol, xaxis_title="epoch", yaxis_title=y_title, **layout)
 
 

@@ -9,7 +9,7 @@ import torch
 from toys import toy_corpus, toy_recipe
 
 from semgbook.recipes import Optimiser, preset
-from semgbook.training import build_model, build_optimiser, count_parameters, fit, is_better, load_data, load_weights, sample_field, sample_stride, save_weights, score_windows
+from semgbook.training import Ledger, build_model, build_optimiser, count_parameters, fit, is_better, load_data, load_weights, sample_field, sample_stride, save_weights, score_windows
 
 NUMBERS = ("epoch", "step", "lr", "train_loss", "train_cer", "val_loss", "val_cer", "val_blank_fraction")
 
@@ -72,11 +72,20 @@ def test_a_finished_run_fits_no_further(corpus, tmp_path):
     assert numbers(first) == numbers(again)
 
 
-def test_patience_stops_early(corpus, tmp_path):
-    recipe = toy_recipe(corpus, training__epochs=30, training__patience=2, optimiser__lr=1e-9)
-    history = fit(recipe, load_data(recipe), tmp_path)[1]
-    best = min(history, key=lambda r: (r["val_cer"], r["val_loss"]))
-    assert len(history) - 1 - best["epoch"] <= 2 or len(history) < 30
+@pytest.mark.parametrize("cers, patience, stops", [([50, 40, 41, 42], 2, True), ([50, 40, 41], 2, False), ([50, 49, 48, 47], 2, False), ([50, 51, 52, 53], 0, False)])
+def test_patience_counts_from_the_best_epoch(corpus, cers, patience, stops):
+    ledger = Ledger(toy_recipe(corpus, training__patience=patience), None)
+    for epoch, cer in enumerate(cers):
+        row = {"epoch": epoch, "val_cer": float(cer), "val_loss": 1.0}
+        ledger.best = row if is_better(row, ledger.best) else ledger.best
+        ledger.history.append(row)
+    assert ledger.out_of_patience() is stops
+
+
+def test_patience_ends_a_run(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr("semgbook.training.is_better", lambda row, best: best is None)
+    recipe = toy_recipe(corpus, training__epochs=30, training__patience=2)
+    assert len(fit(recipe, load_data(recipe), tmp_path)[1]) == 3
 
 
 def test_bf16_trains(corpus, tmp_path):
