@@ -1,5 +1,5 @@
 "The book: every experiment runs through papermill in smoke mode, and bad requests are refused before any work."
-import json
+import re
 
 import nbformat
 import pytest
@@ -7,10 +7,6 @@ import pytest
 from semgbook.book import EXPERIMENTS, SUITES, BookError, build_report, check_parameters, declared_parameters, execute, remembered, run_experiment, run_suite
 from semgbook.recipes import PRESETS
 from semgbook.runs import read_run
-
-
-@pytest.fixture(scope="module")
-def out(tmp_path_factory): return tmp_path_factory.mktemp("runs")
 
 
 def test_table_and_notebooks_agree(root):
@@ -25,23 +21,20 @@ def test_table_and_notebooks_agree(root):
 
 
 @pytest.mark.parametrize("experiment, preset", [(e.id, p) for e in EXPERIMENTS.values() for p in e.presets])
-def test_smoke_mode(experiment, preset, out):
+def test_smoke_mode_and_report(experiment, preset, tmp_path):
     e = EXPERIMENTS[experiment]
-    folder = run_experiment(experiment, {**e.smoke, "preset_name": preset}, out)
+    folder = run_experiment(experiment, {**e.smoke, "preset_name": preset}, tmp_path)
+    results = read_run(folder).results
     assert {p.name for p in folder.iterdir()} >= set(e.leaves)
-    for phase, (low, high) in e.bounds.items(): assert low <= read_run(folder).results["phases"][phase]["cer"] <= high
+    for phase, (low, high) in e.bounds.items(): assert low <= results["phases"][phase]["cer"] <= high
     assert remembered(folder / "notebook.ipynb")["state"] == "new"
-    assert not list(out.glob(".*")), "nothing half-written is left"
-
-
-def test_report_is_one_page_without_foreign_hosts(out, tmp_path):
-    if not list(out.glob("*/results.json")): pytest.skip("needs the smoke runs of this module")
-    page = build_report(out, tmp_path / "report.html")
-    text = page.read_text(encoding="utf-8")
-    assert page.stat().st_size < 8 * 2**20
-    for run in out.glob("*/results.json"): assert json.loads(run.read_text())["run_id"] in text
-    import re
-    assert not re.findall(r'(?:src|href)\s*=\s*["\']?(?:https?:)?//', text)
+    assert not list(tmp_path.glob(".*")), "nothing half-written is left"
+    page = build_report(tmp_path, tmp_path / "report.html")
+    markup = re.sub(r"<script.*?</script>", "", page.read_text(encoding="utf-8"), flags=re.S)
+    assert results["run_id"] in markup and page.stat().st_size < 8 * 2**20
+    assert not re.findall(r"""<link\b|\bsrc\s*=\s*["']?(?:https?:)?//""", markup), "the page must open offline"
+    stamp = page.stat().st_mtime_ns
+    assert build_report(tmp_path, page, force=False).stat().st_mtime_ns == stamp, "nothing new, nothing rebuilt"
 
 
 @pytest.mark.parametrize("given, words", [({"sede": 1}, "seed"), ({"seed": "1"}, "seed"), ({"seed": 1.5}, "int"), ({"seed": True}, "seed"), ({"corpus": 3}, "str")])
