@@ -184,7 +184,7 @@ def planned_folder(name: str,  # experiment id
 
 # %% ../nbs/54_book.ipynb #run-suite
 SUITES = {
-    "smoke": (("e00", {"preset_name": "tds_embedded"}), ("e00", {"preset_name": "bilstm_embedded"}), ("e30", {"overrides": '{"training.epochs": 40}'})),
+    "smoke": (("e00", {"preset_name": "tds_embedded"}), ("e00", {"preset_name": "bilstm_embedded"}), ("e30", {"overrides": '{"training.epochs": 32, "training.batch_size": 8}'})),
 }
 
 
