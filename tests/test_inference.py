@@ -1,10 +1,11 @@
 "Whole sessions in chunks: equal where equality is claimed, as trained where it is not."
+import numpy as np
 import pytest
 import torch
 from toys import toy_corpus, toy_recipe
 
 from semgbook.charset import get_charset
-from semgbook.inference import chunk_emissions, decode_stretch, plan_bounded, plan_chunks, plan_windows, score_sessions
+from semgbook.inference import ChunkPlan, chunk_emissions, decode_stretch, plan_bounded, plan_chunks, plan_windows, score_sessions
 from semgbook.session import list_sessions, open_session
 from semgbook.splits import Part
 from semgbook.store import SignalStore
@@ -81,3 +82,22 @@ def test_scoring_leaves_the_mode_as_it_was(corpus, session):
     model = build_model(recipe, 2, 16).train()
     score_sessions(model, (Part(session, 0, session.n_samples),), QWERTY, recipe)
     assert model.training
+
+
+def test_text_does_not_depend_on_the_chunk_length(corpus, session):
+    recipe = toy_recipe(corpus, blank_bias=-3.0)
+    torch.manual_seed(0)
+    model, part = build_model(recipe, 2, 16).eval(), Part(session, 0, session.n_samples)
+    texts = {decode_stretch(model, SignalStore([session]), 0, part, QWERTY, recipe, s) for s in (0.2, 1.0, 100.0)}
+    assert len(texts) == 1 and len(texts.pop()) > 20
+
+
+@pytest.mark.parametrize("joined, text", [(True, "a"), (False, "aa")])
+def test_a_key_held_over_a_border(corpus, session, monkeypatch, joined, text):
+    "One key in joined emissions; in separate windows each has typed it."
+    held = torch.full((3, QWERTY.n_classes), -9.0)
+    held[:, QWERTY.index("a")] = 0
+    monkeypatch.setattr("semgbook.inference.plan_chunks", lambda *a: ChunkPlan(np.zeros(2, int), np.ones(2, int), joined))
+    monkeypatch.setattr("semgbook.inference.chunk_emissions", lambda *a: iter([held, held]))
+    recipe = toy_recipe(corpus)
+    assert decode_stretch(build_model(recipe, 2, 16), SignalStore([session]), 0, Part(session, 0, session.n_samples), QWERTY, recipe) == text

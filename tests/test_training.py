@@ -66,6 +66,13 @@ def test_resumed_equals_undisturbed(corpus, tmp_path, encoder, stop_after):
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), resumed_model.state_dict().values()))
 
 
+def test_every_epoch_has_its_own_order(corpus, tmp_path):
+    recipe, seen = toy_recipe(corpus), []
+    data = load_data(recipe)
+    fit(recipe, data, tmp_path, on_epoch=lambda ledger, better: seen.append(tuple(data.train.schedule()[0])))
+    assert len(set(seen)) == recipe.training.epochs
+
+
 def test_a_finished_run_fits_no_further(corpus, tmp_path):
     recipe = toy_recipe(corpus)
     first, again = (fit(recipe, load_data(recipe), tmp_path)[1] for _ in range(2))
