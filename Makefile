@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.made-from-constraints
-EXTRAS := dev,docs
+EXTRAS := dev,docs,bids,export,gpt2
 # wheels kept in a folder (a CPU build of torch, say): pip reads PIP_FIND_LINKS by itself, uv has to be told
 LINKS = $(foreach link,$(PIP_FIND_LINKS),--find-links $(link))
 # pytest's own options: make test ARGS='-k windows -x'
@@ -64,7 +64,7 @@ lab: $(STAMP) ## JupyterLab at the notebooks
 
 pins: $(STAMP) ## resolve settings.ini anew into constraints.txt (keeps what still fits)
 	cp constraints.txt $(VENV)/pins.txt
-	$(BIN)/uv pip compile setup.py --all-extras --universal --python-version 3.10 --no-annotate --no-header --quiet $(LINKS) -o $(VENV)/pins.txt >/dev/null
+	$(BIN)/uv pip compile setup.py --refresh-package semgbook --all-extras --universal --python-version 3.10 --no-annotate --no-header --quiet $(LINKS) -o $(VENV)/pins.txt >/dev/null
 	{ grep '^#' constraints.txt; grep -vE '^(#|nvidia|cuda|triton)' $(VENV)/pins.txt; } > $(VENV)/pinned.txt
 	mv $(VENV)/pinned.txt constraints.txt
 

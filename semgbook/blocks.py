@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['BLOCKS', 'BlockError', 'Block', 'need_axes', 'need_positive', 'Flatten', 'SpectrogramNorm', 'RotationInvariantMLP',
-           'TDSConv', 'TDSFullyConnected', 'TDS', 'StridedConv', 'reverse_valid', 'lstm_by_direction', 'run_lstm',
-           'ResidualBiLSTM']
+           'TDSConv', 'TDSFullyConnected', 'TDS', 'StridedConv', 'reverse_valid', 'recurrent_by_direction',
+           'run_recurrent', 'Recurrent', 'GRU', 'LSTM', 'Linear', 'ResidualBiLSTM', 'Transformer', 'LocalTransformer',
+           'Conformer', 'GPT2']
 
 # %% ../nbs/30_blocks.ipynb #e1c404ab
 import math
@@ -15,6 +16,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from .attention import Attention, GatedDepthwise, feed_forward, gpt2_layers, slide
 from .axes import length_mask, valid_length
 
 # %% ../nbs/30_blocks.ipynb #blockerror
@@ -26,6 +28,7 @@ class Block(nn.Module):
     "One step of an encoder."
     stride = 1  # input frames from one output to the next
     context = (0, 0)  # input frames an output sees (before, after) its own; None: unbounded
+    takes_features = False  # True: works on features (D,), needs mlp or flatten before it
 
     def __init__(self,
         shape:tuple, # of one frame coming in: (B, C, F) or (D,)
@@ -38,6 +41,22 @@ class Block(nn.Module):
     def out_features(self)->int: # D
         "Numbers in one frame of the output."
         return math.prod(self.out_shape)
+
+    @property
+    def lookahead(self)->int: # input frames, None: unbounded
+        "Frames of future that an output needs."
+        return None if self.context is None else self.context[1]
+
+    @property
+    def n_parameters(self)->int: # frozen ones too
+        "Numbers that are learnt, here or elsewhere."
+        return sum(p.numel() for p in self.parameters())
+
+    def macs(self,
+        n_frames:int, # frames that come in at once; matters for attention to everything only
+    )->int: # multiplications per output frame
+        "Each weight matrix once."
+        return sum(p.numel() for p in self.parameters() if p.ndim > 1)
 
     def out_lengths(self,
         lengths, # (N,) valid frames coming in: tensor, array or int
@@ -95,6 +114,8 @@ class SpectrogramNorm(Block):
         self.norm = nn.BatchNorm1d(shape[0] * shape[1], affine=False)
         self.gain, self.offset = nn.Parameter(torch.ones(shape[:2])), nn.Parameter(torch.zeros(shape[:2]))
 
+    def macs(self, n_frames:int)->int: return 0  # folded into the mlp behind it
+
     def standardise(self,
         x:torch.Tensor, # (N, T, B, C, F) log power
         lengths:torch.Tensor=None, # (N,) valid frames
@@ -128,6 +149,8 @@ class RotationInvariantMLP(Block):
         widths = [self.n_channels * n_freqs, *features]
         self.bands = nn.ModuleList(nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:])) for _ in range(n_bands))
 
+    def macs(self, n_frames:int)->int: return len(self.offsets) * super().macs(n_frames)  # once for each rotation
+
     def rolled(self,
         layer:nn.Linear, # first layer of a band
         gain:torch.Tensor=None, # (C,) of a norm before it
@@ -157,6 +180,8 @@ class RotationInvariantMLP(Block):
 # %% ../nbs/30_blocks.ipynb #tdsconv
 class TDSConv(Block):
     "Convolution over time, the same at every place; residual and layer norm."
+    takes_features = True
+
     def __init__(self,
         shape:tuple, # (D,) with D = width * channels
         channels:int=24, # numbers per place, must divide D
@@ -169,6 +194,8 @@ class TDSConv(Block):
         self.context = (kernel - 1, 0)
         self.conv = nn.Conv2d(channels, channels, (kernel, 1))
         self.norm = nn.LayerNorm(d)
+
+    def macs(self, n_frames:int)->int: return self.out_features * self.conv.in_channels * self.conv.kernel_size[0]  # the same weights at every place
 
     def forward(self,
         x:torch.Tensor, # (N, T, D)
@@ -183,10 +210,12 @@ class TDSConv(Block):
 # %% ../nbs/30_blocks.ipynb #tdsfullyconnected
 class TDSFullyConnected(Block):
     "Two linear layers within a frame; residual and layer norm."
+    takes_features = True
+
     def __init__(self,
         shape:tuple, # (D,)
     ):
-        d, = need_axes(shape, 1, "tds")
+        d, = need_axes(shape, 1, "full")
         super().__init__(shape)
         self.first, self.second, self.norm = nn.Linear(d, d), nn.Linear(d, d), nn.LayerNorm(d)
 
@@ -200,6 +229,8 @@ class TDSFullyConnected(Block):
 # %% ../nbs/30_blocks.ipynb #tds
 class TDS(Block):
     "One time-depth-separable block: convolution over time, then a fully connected block."
+    takes_features = True
+
     def __init__(self,
         shape:tuple, # (D,) with D = width * channels
         channels:int=24, # numbers per place, must divide D
@@ -208,6 +239,8 @@ class TDS(Block):
         super().__init__(shape)
         self.conv, self.full = TDSConv(shape, channels, kernel), TDSFullyConnected(shape)
         self.context = self.conv.context
+
+    def macs(self, n_frames:int)->int: return self.conv.macs(n_frames) + self.full.macs(n_frames)
 
     def forward(self,
         x:torch.Tensor, # (N, T, D)
@@ -219,6 +252,8 @@ class TDS(Block):
 # %% ../nbs/30_blocks.ipynb #stridedconv
 class StridedConv(Block):
     "A learnt average over a few frames for each feature, kept at every `stride`-th frame."
+    takes_features = True
+
     def __init__(self,
         shape:tuple, # (D,)
         kernel:int=2, # frames in one average, >= 1
@@ -248,40 +283,100 @@ def reverse_valid(
     index = torch.where(t <= last, last - t, t)  # (N, T)
     return x.gather(1, index[:, :, None].expand_as(x))
 
-# %% ../nbs/30_blocks.ipynb #lstm-by-direction
-def lstm_by_direction(
-    lstm:nn.LSTM, # batch first
+# %% ../nbs/30_blocks.ipynb #recurrent-by-direction
+def recurrent_by_direction(
+    rnn, # nn.LSTM or nn.GRU, batch first
     x:torch.Tensor, # (N, T, D) padded at the end
     lengths:torch.Tensor, # (N,) valid frames
 )->torch.Tensor: # (N, T, hidden * directions)
-    "Run an LSTM layer by layer and direction by direction, so that the backward one starts at each example's end."
-    for layer in range(lstm.num_layers):
+    "Run layer by layer and direction by direction, so that the backward one starts at each example's end."
+    zero = x.new_zeros(1, x.shape[0], rnn.hidden_size)
+    run, state = (torch.lstm, (zero, zero)) if isinstance(rnn, nn.LSTM) else (torch.gru, zero)
+    for layer in range(rnn.num_layers):
         out = []
-        for back in range(1 + lstm.bidirectional):
-            weights = [getattr(lstm, f"{name}_l{layer}" + "_reverse" * back) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
-            zero = x.new_zeros(1, x.shape[0], lstm.hidden_size)
-            y = torch.lstm(reverse_valid(x, lengths) if back else x, (zero, zero), weights, True, 1, 0.0, lstm.training, False, True)[0]
+        for back in range(1 + rnn.bidirectional):
+            weights = [getattr(rnn, f"{name}_l{layer}" + "_reverse" * back) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+            y = run(reverse_valid(x, lengths) if back else x, state, weights, True, 1, 0.0, rnn.training, False, True)[0]
             out.append(reverse_valid(y, lengths) if back else y)
         x = torch.cat(out, 2)
-        if layer < lstm.num_layers - 1: x = functional.dropout(x, lstm.dropout, lstm.training)
+        if layer < rnn.num_layers - 1: x = functional.dropout(x, rnn.dropout, rnn.training)
     return x
 
-# %% ../nbs/30_blocks.ipynb #run-lstm
-def run_lstm(
-    lstm:nn.LSTM, # batch first
+# %% ../nbs/30_blocks.ipynb #run-recurrent
+def run_recurrent(
+    rnn, # nn.LSTM or nn.GRU, batch first
     x:torch.Tensor, # (N, T, D) padded at the end
     lengths:torch.Tensor=None, # (N,) valid frames; left out: nothing is padded
 )->torch.Tensor: # (N, T, hidden * directions)
-    "Run an LSTM over examples of unequal length, each as if it were alone."
-    if lengths is None or not lstm.bidirectional or bool((lengths == x.shape[1]).all()): return lstm(x)[0]
-    if not x.is_cuda: return lstm_by_direction(lstm, x, lengths)
+    "Run a recurrent network over examples of unequal length, each as if it were alone."
+    if lengths is None or not rnn.bidirectional or bool((lengths == x.shape[1]).all()): return rnn(x)[0]
+    if not x.is_cuda: return recurrent_by_direction(rnn, x, lengths)
     packed = pack_padded_sequence(x, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
-    return pad_packed_sequence(lstm(packed)[0], batch_first=True, total_length=x.shape[1])[0]
+    return pad_packed_sequence(rnn(packed)[0], batch_first=True, total_length=x.shape[1])[0]
+
+# %% ../nbs/30_blocks.ipynb #recurrent
+class Recurrent(Block):
+    "One recurrent layer; GRU and LSTM say of which kind."
+    kind, context, takes_features = None, None, True
+
+    def __init__(self,
+        shape:tuple, # (D,)
+        hidden:int=0, # units of each direction; 0: as many as keep the width
+        dropout:float=0.0, # of what the layer gives out, in training, 0 to 1
+        bidirectional:bool=True, # False: causal, sees nothing of the future
+    ):
+        word, directions = type(self).__name__.lower(), 1 + bool(bidirectional)
+        d, = need_axes(shape, 1, word)
+        if hidden < 0 or not hidden and d % directions: raise BlockError(f"{word}(hidden={hidden}) cannot keep {d} features: say how many units, {word}(hidden=...)")
+        super().__init__(shape, ((hidden or d // directions) * directions,))
+        self.rnn = self.kind(d, hidden or d // directions, batch_first=True, bidirectional=bool(bidirectional))
+        self.drop = nn.Dropout(dropout)
+
+    @property
+    def lookahead(self)->int: return None if self.rnn.bidirectional else 0  # all of the past, but nothing of the future
+
+    def forward(self,
+        x:torch.Tensor, # (N, T, D)
+        lengths:torch.Tensor=None, # (N,) valid frames; left out: nothing is padded
+    )->torch.Tensor: # (N, T, hidden * directions)
+        "Read each example as if it were alone."
+        return self.drop(run_recurrent(self.rnn, x, lengths))
+
+# %% ../nbs/30_blocks.ipynb #gru
+class GRU(Recurrent):
+    "One layer of gated recurrent units."
+    kind = nn.GRU
+
+
+class LSTM(Recurrent):
+    "One layer of long short-term memory."
+    kind = nn.LSTM
+
+# %% ../nbs/30_blocks.ipynb #linear
+class Linear(Block):
+    "Features to another number of features, frame by frame."
+    takes_features = True
+
+    def __init__(self,
+        shape:tuple, # (D,)
+        features:int=768, # coming out
+    ):
+        d, = need_axes(shape, 1, "linear")
+        need_positive("linear", features=features)
+        super().__init__(shape, (features,))
+        self.linear = nn.Linear(d, features)
+
+    def forward(self,
+        x:torch.Tensor, # (N, T, D)
+        lengths:torch.Tensor=None, # (N,) not used
+    )->torch.Tensor: # (N, T, features)
+        "One linear map for every frame."
+        return self.linear(x)
 
 # %% ../nbs/30_blocks.ipynb #residualbilstm
 class ResidualBiLSTM(Block):
     "LSTM, layer norm, fully connected bottleneck, back to the input width, residual."
-    context = None
+    context, takes_features = None, True
 
     def __init__(self,
         shape:tuple, # (D,)
@@ -300,12 +395,140 @@ class ResidualBiLSTM(Block):
         self.full = nn.Sequential(nn.Linear(out, fc or out), nn.ReLU(), nn.Dropout(dropout))
         self.back = nn.Linear(fc or out, d)
 
+    @property
+    def lookahead(self)->int: return None if self.lstm.bidirectional else 0  # all of the past, but nothing of the future
+
     def forward(self,
         x:torch.Tensor, # (N, T, D)
         lengths:torch.Tensor=None, # (N,) valid frames; left out: nothing is padded
     )->torch.Tensor: # (N, T, D)
         "Add what the recurrent network has to say to the input."
-        return x + self.back(self.full(self.norm(run_lstm(self.lstm, x, lengths))))
+        return x + self.back(self.full(self.norm(run_recurrent(self.lstm, x, lengths))))
+
+# %% ../nbs/30_blocks.ipynb #transformer
+class Transformer(Block):
+    "The encoder layer of 2017: attention to everything, no positions, norm after each sum."
+    context, takes_features = None, True
+
+    def __init__(self,
+        shape:tuple, # (D,)
+        heads:int=8, # must divide D
+        feedforward:int=512, # width between the two linear layers
+        dropout:float=0.1, # of weights, of what is added and between the linear layers, 0 to 1
+    ):
+        d, = need_axes(shape, 1, "transformer")
+        need_positive("transformer", heads=heads, feedforward=feedforward)
+        super().__init__(shape)
+        self.attention, self.feed, self.drop = Attention(d, heads, dropout=dropout), feed_forward(d, feedforward, dropout, nn.ReLU), nn.Dropout(dropout)
+        self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
+
+    def macs(self, n_frames:int)->int: return super().macs(n_frames) + self.attention.score_macs(n_frames)
+
+    def forward(self,
+        x:torch.Tensor, # (N, T, D)
+        lengths:torch.Tensor=None, # (N,) valid frames; left out: nothing is padded
+    )->torch.Tensor: # (N, T, D)
+        "Look round, then mix within each frame."
+        x = self.norm1(x + self.drop(self.attention(x, lengths)))
+        return self.norm2(x + self.drop(self.feed(x)))
+
+# %% ../nbs/30_blocks.ipynb #localtransformer
+class LocalTransformer(Block):
+    "Attention to near frames with rotary positions, norm before each step."
+    takes_features = True
+
+    def __init__(self,
+        shape:tuple, # (D,)
+        heads:int=8, # D / heads must be even
+        feedforward:int=512, # width between the two linear layers
+        left:int=31, # frames of past that an output sees, >= 0
+        right:int=0, # frames of future, >= 0; 0: causal
+        dropout:float=0.1, # of weights, of what is added and between the linear layers, 0 to 1
+    ):
+        d, = need_axes(shape, 1, "local")
+        need_positive("local", heads=heads, feedforward=feedforward)
+        super().__init__(shape)
+        self.context = (left, right)
+        self.attention, self.feed, self.drop = Attention(d, heads, left, right, dropout), feed_forward(d, feedforward, dropout, nn.GELU), nn.Dropout(dropout)
+        self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
+
+    def macs(self, n_frames:int)->int: return super().macs(n_frames) + self.attention.score_macs(n_frames)
+
+    def forward(self,
+        x:torch.Tensor, # (N, T, D)
+        lengths:torch.Tensor=None, # (N,) not used: no valid output sees padding
+    )->torch.Tensor: # (N, T - left - right, D)
+        "Look round, then mix within each frame; frames without a complete neighbourhood give no output."
+        y = self.attention(self.norm1(x))
+        x = x[:, self.context[0]:x.shape[1] - self.context[1]] + self.drop(y)
+        return x + self.drop(self.feed(self.norm2(x)))
+
+# %% ../nbs/30_blocks.ipynb #conformer
+class Conformer(Block):
+    "Half a step of linear layers, attention, convolution, half a step of linear layers, norm."
+    takes_features = True
+
+    def __init__(self,
+        shape:tuple, # (D,)
+        heads:int=8, # must divide D, and twice as many unless full
+        feedforward:int=512, # width between two linear layers
+        kernel:int=15, # frames of the convolution
+        left:int=31, # frames of past that attention sees, >= 0
+        right:int=0, # frames of future, >= 0
+        full:bool=False, # True: attention to everything, convolution both ways; left and right have no meaning
+        dropout:float=0.1, # 0 to 1
+    ):
+        d, = need_axes(shape, 1, "conformer")
+        need_positive("conformer", heads=heads, feedforward=feedforward, kernel=kernel)
+        super().__init__(shape)
+        self.near = (0, 0) if full else (left, right)
+        self.context = None if full else (left + kernel - 1, right)
+        self.attention, self.norm, self.drop = Attention(d, heads, None if full else left, right, dropout), nn.LayerNorm(d), nn.Dropout(dropout)
+        self.conv, self.last = GatedDepthwise(d, kernel, bool(full)), nn.LayerNorm(d)
+        self.feeds = nn.ModuleList(nn.Sequential(nn.LayerNorm(d), feed_forward(d, feedforward, dropout, nn.SiLU)) for _ in range(2))
+
+    def macs(self, n_frames:int)->int: return super().macs(n_frames) + self.attention.score_macs(n_frames)
+
+    def forward(self,
+        x:torch.Tensor, # (N, T, D)
+        lengths:torch.Tensor=None, # (N,) valid frames, used by the full form only
+    )->torch.Tensor: # (N, T, D), or (N, T - left - right - kernel + 1, D)
+        "Four steps, each added to what it was given."
+        x = x + 0.5 * self.drop(self.feeds[0](x))
+        x = x[:, self.near[0]:x.shape[1] - self.near[1]] + self.drop(self.attention(self.norm(x), lengths))
+        y = self.conv(x, lengths)
+        x = x[:, x.shape[1] - y.shape[1]:] + self.drop(y)
+        return self.last(x + 0.5 * self.drop(self.feeds[1](x)))
+
+# %% ../nbs/30_blocks.ipynb #gpt2
+class GPT2(Block):
+    "Hidden layers of a pretrained GPT-2; all but the first and last few are frozen."
+    context, lookahead, takes_features = None, 0, True
+
+    def __init__(self,
+        shape:tuple, # (D,), 768 for the small model
+        weights:str="openai-community/gpt2", # folder, name in the hub's cache, or "random": fresh weights
+        layers:int=12, # from the first on
+        heads:int=12, # of fresh weights, must divide D
+        trainable:int=2, # layers trained at either end, >= 0
+    ):
+        d, = need_axes(shape, 1, "gpt2")
+        need_positive("gpt2", layers=layers, heads=heads)
+        super().__init__(shape)
+        self.model = gpt2_layers(weights, d, layers, heads, trainable)
+        self.window = self.model.config.n_positions
+
+    def macs(self, n_frames:int)->int:
+        "Weights but the positions, and attention; windows that overlap cost twice."
+        once = super().macs(n_frames) - self.model.wpe.weight.numel() + 2 * self.out_features * len(self.model.h) * min(n_frames, self.window)
+        return once if n_frames <= self.window else 2 * once
+
+    def forward(self,
+        x:torch.Tensor, # (N, T, D)
+        lengths:torch.Tensor=None, # (N,) not used: causal, padding lies in the future
+    )->torch.Tensor: # (N, T, D)
+        "Features in the place of word vectors."
+        return slide(lambda y: self.model(inputs_embeds=y, use_cache=False).last_hidden_state, x, self.window)
 
 # %% ../nbs/30_blocks.ipynb #79afa1d8
 BLOCKS = {
@@ -313,6 +536,14 @@ BLOCKS = {
     "flatten": Flatten,
     "mlp": RotationInvariantMLP,
     "tds": TDS,
+    "full": TDSFullyConnected,
+    "linear": Linear,
     "stride": StridedConv,
+    "gru": GRU,
+    "lstm": LSTM,
     "bilstm": ResidualBiLSTM,
+    "transformer": Transformer,
+    "local": LocalTransformer,
+    "conformer": Conformer,
+    "gpt2": GPT2,
 }

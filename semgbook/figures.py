@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PALETTE', 'KIND_COLOURS', 'INK', 'SOFT', 'GRID', 'FONT', 'TEMPLATE', 'FIGURES', 'PAGE_STYLE', 'colour_of', 'tint',
            'FigureError', 'style', 'need_columns', 'loss_curves', 'cer_curves', 'error_bars', 'error_kinds',
-           'decoded_times', 'emission_heatmap', 'print_curves', 'print_error_bars', 'figure_div', 'plotly_script',
-           'table_html', 'text_html', 'block_html', 'write_page']
+           'sweep_map', 'decoded_times', 'emission_heatmap', 'print_curves', 'print_error_bars', 'figure_div',
+           'plotly_script', 'table_html', 'text_html', 'block_html', 'write_page']
 
 # %% ../nbs/60_figures.ipynb #b37ebad2
 import base64
@@ -203,6 +203,21 @@ def error_kinds(
                     hovertemplate=f"<b>%{{customdata[0]}}</b>, %{{customdata[1]}}<br>{kind} %{{x:.2f}} %<extra></extra>")
     _end_labels(fig, total, total, y)
     return style(fig, "Kinds of error by method", protocol, height=height, barmode="stack", yaxis=axis, legend_traceorder="normal", xaxis_title="errors (% of typed characters)")
+
+# %% ../nbs/60_figures.ipynb #sweep-map
+def sweep_map(
+    rows: pd.DataFrame, # lm_weight, insertion_bonus, cer in percent: one row per pair
+    protocol: str = "", # which text was decoded, and that it is validation text
+) -> go.Figure:
+    "CER over language-model weight and insertion bonus, the best pair ringed."
+    need_columns(rows, ["lm_weight", "insertion_bonus", "cer"], "the sweep")
+    grid, best = rows.pivot(index="insertion_bonus", columns="lm_weight", values="cer"), rows.loc[rows.cer.idxmin()]
+    fig = go.Figure(go.Heatmap(x=[f"{x:g}" for x in grid.columns], y=[f"{y:g}" for y in grid.index], z=grid.values, texttemplate="%{z:.1f}", colorscale=["#08306B", "#8CB9DC", "white"],
+                               colorbar=dict(title=dict(text="CER (%)", side="right"), thickness=12, outlinewidth=0),
+                               hovertemplate="weight %{x}, bonus %{y}<br>CER %{z:.2f} %<extra></extra>"))
+    fig.add_scatter(x=[f"{best.lm_weight:g}"], y=[f"{best.insertion_bonus:g}"], mode="markers", showlegend=False, hoverinfo="skip",
+                    marker=dict(symbol="square-open", size=38, color="#D55E00", line=dict(width=3)))
+    return style(fig, "Weight of the language model", protocol, height=420, xaxis=dict(title="language-model weight", type="category"), yaxis=dict(title="bonus for a new key", type="category"))
 
 # %% ../nbs/60_figures.ipynb #decoded-times
 def decoded_times(

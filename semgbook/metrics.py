@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'MetricError', 'ErrorCounts', 'edit_cost', 'edit_rows', 'edits_and_wrong', 'Edit', 'trace_back',
-           'rapidfuzz_levenshtein', 'count_errors', 'count_errors_many', 'total_errors', 'align', 'alignment_text',
-           'apply_backspaces']
+           'split_range', 'rapidfuzz_levenshtein', 'count_errors', 'count_errors_many', 'total_errors', 'align',
+           'alignment_text', 'edit_places', 'apply_backspaces', 'count_errors_after_backspaces']
 
 # %% ../nbs/42_metrics.ipynb #066ee5fc
 from dataclasses import dataclass
@@ -122,6 +122,14 @@ def trace_back(
             columns.append(Edit("extra", "", prediction[j]))
     return columns[::-1]
 
+# %% ../nbs/42_metrics.ipynb #split-range
+def split_range(
+    reference: str,      # what was typed
+    prediction: str,     # what was decoded
+) -> tuple[int, int]:    # fewest and most `wrong`
+    "How many characters may be called wrong: the fewest and the most over all optimal alignments."
+    return edits_and_wrong(reference, prediction, +1)[1], edits_and_wrong(reference, prediction, -1)[1]
+
 # %% ../nbs/42_metrics.ipynb #rapidfuzz-levenshtein
 def rapidfuzz_levenshtein():
     "The compiled edit distance of rapidfuzz, or None where it is not installed."
@@ -197,6 +205,18 @@ def alignment_text(
                                   "         " + "".join(marks[e.kind] for e in line),
                                   "decoded  " + "".join(show(e.prediction) for e in line)]) for line in lines)
 
+# %% ../nbs/42_metrics.ipynb #edit-places
+def edit_places(
+    reference: str,   # what was typed
+    prediction: str,  # what was decoded
+) -> np.ndarray:      # int64 (edits,), ascending, in 0 .. len(reference)
+    "Where in the typed text each edit falls, along the alignment that `count_errors` counts."
+    if levenshtein := rapidfuzz_levenshtein():
+        return np.array([step.dest_pos for step in levenshtein.editops(prediction, reference)], np.int64)
+    columns = trace_back(reference, prediction, tie=1)
+    typed = np.array([bool(c.reference) for c in columns], np.int64)
+    return (np.cumsum(typed) - typed)[[c.kind != "same" for c in columns]]
+
 # %% ../nbs/42_metrics.ipynb #apply-backspaces
 def apply_backspaces(
     text: str,            # key stream: one character per key press
@@ -209,3 +229,13 @@ def apply_backspaces(
         if character == backspace: del screen[-1:]
         elif character not in silent: screen.append(character)
     return "".join(screen)
+
+# %% ../nbs/42_metrics.ipynb #count-errors-after-backspaces
+def count_errors_after_backspaces(
+    reference: str,       # key stream as typed
+    prediction: str,      # key stream as decoded
+    backspace: str = "⌫", # as in `apply_backspaces`, for both texts
+    silent: str = "⇧",    # keys that leave nothing on the screen
+) -> ErrorCounts:
+    "Errors between the two screens, an extra beside `count_errors`: never the published rate."
+    return count_errors(*(apply_backspaces(text, backspace, silent) for text in (reference, prediction)))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GROUP', 'DATASET', 'RATE_HZ', 'HEADER', 'BLOCK_ROWS', 'SessionError', 'Session', 'row_dtype', 'electrodes_of',
-           'check_times', 'check_signal_values', 'open_file', 'check_presses', 'open_session', 'read_signal',
-           'read_times', 'write_session', 'list_sessions', 'check_folder', 'Corpus', 'open_corpus']
+           'check_times', 'check_signal_values', 'open_file', 'check_presses', 'check_press_unit', 'open_session',
+           'read_signal', 'read_times', 'write_session', 'list_sessions', 'check_folder', 'Corpus', 'open_corpus']
 
 # %% ../nbs/11_session.ipynb #247624f8
 import io
@@ -182,6 +182,22 @@ def check_presses(
     bad = np.flatnonzero(np.diff(press_times) < 0)
     if len(bad): raise SessionError(f"{where}[{bad[0] + 1}] has an earlier start than the one before it; sort the keystrokes by start")
 
+# %% ../nbs/11_session.ipynb #check-press-unit
+def check_press_unit(
+    path, # named in the message
+    press_times:np.ndarray, # (L,) unix seconds
+    first:float, # time of the first sample, unix seconds
+    last:float, # time of the last sample, unix seconds
+)->None:
+    "Refuse press times whose unit is not that of the signal's clock."
+    def inside(scale): # share of the presses within the recording, 0 where they would all come at once
+        if first < last - first and np.ptp(press_times) < 0.01 * scale * (last - first): return 0.0
+        return np.mean((press_times >= first * scale) & (press_times <= last * scale))
+    if not len(press_times) or np.mean((press_times >= first) & (press_times <= last)) > 0.5: return
+    for scale, unit in ((1e3, "milliseconds"), (1e6, "microseconds"), (1e9, "nanoseconds")):
+        for factor, where, wrong in ((scale, "attribute keystrokes", f"start {press_times[0]:.10g}"), (1 / scale, "field time", f"first time {first:.10g}")):
+            if inside(factor) > 0.5: raise SessionError(f"{path}: {where} has {wrong}; are the times in {unit}? Divide them by {scale:,.0f}, sessions count in seconds")
+
 # %% ../nbs/11_session.ipynb #plain
 def _plain(value): # an attribute as h5py gives it
     "An HDF5 attribute as text, number, list or None."
@@ -271,9 +287,11 @@ def open_session(
         first, last = (float(dataset[i]["time"]) for i in (0, n_samples - 1))
         check_times(path, np.array([first, last]))
         if check_signal: _check_rows(path, dataset)
+    labels = _read_labels(path, header)
+    check_press_unit(path, labels["press_times"], first, last)
     return Session(path, _text(path, header, "session_name", path.stem), _text(path, header, "user"), _text(path, header, "condition"),
                    _rate(path, header, n_channels, n_samples, last - first), n_channels, n_samples, first, last, contiguous,
-                   **_read_labels(path, header), prompts=tuple(_parse(path, "prompts", header.get("prompts") or "null")),
+                   **labels, prompts=tuple(_parse(path, "prompts", header.get("prompts") or "null")),
                    quality_tags=_tags(path, header.get("quality_check_tags")),
                    attributes={k: v for k, v in header.items() if k not in HEADER}, missing=tuple(k for k in (*HEADER, "duration_mins") if k not in header))
 
@@ -357,6 +375,7 @@ def write_session(
     check_times(path, times)
     check_signal_values(path, signal)
     check_presses(path, keys, press, release)
+    check_press_unit(path, press, times[0], times[-1])
     header = dict(session_name=name, user=user, condition=condition, keystrokes=_strokes_json(keys, press, release), prompts=json.dumps(list(prompts)),
                   daq_sample_rate=str(rate_hz), daq_channels=str(signal.shape[2]), quality_check_tags=np.array(tags, h5py.string_dtype() if tags else float))
     _parse(path, "prompts", header["prompts"])

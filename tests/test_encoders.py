@@ -9,20 +9,47 @@ from hypothesis import given, settings, strategies
 from semgbook.blocks import BLOCKS, BlockError
 from semgbook.charset import get_charset
 from semgbook.ctc import CTCHead, ctc_loss
-from semgbook.encoders import ENCODERS, BlockSpec, Encoder, EncoderError, block_options, build_encoder, encoder_table, format_encoder, parse_encoder
+from semgbook.encoders import (ABOUT, ENCODERS, FRONT, NARROW, BlockSpec, Encoder, EncoderError, block_options, build_encoder, encoder_line, encoder_table,
+                               format_encoder, frame_macs, lookahead, narrow, parse_encoder, sketch, with_front)
+from semgbook.transfer import feature_order, import_published, published_tensors
 
 SMALL = (2, 4, 5)  # bands, electrodes, bins
-LINES = dict(ENCODERS, **{
+NARROWED = {name: narrow(name) for name in ENCODERS}  # every registered architecture, at a size that a test can run
+LINES = dict(NARROWED, **{
+    "tds_small": ENCODERS["tds_small"],
+    "bilstm_strided": ENCODERS["bilstm_strided"],
+    "late": "norm mlp(features=8) stride(kernel=3,stride=3) local(heads=2,left=3,right=4)",
+    "front": "local:2(heads=2,left=5,right=3) stride gru(hidden=5) linear(features=12) tds(channels=4,kernel=3)",
     "flat": "norm(mask=1) flatten stride(kernel=3,stride=2)",
     "mixed": "norm mlp(features=8/6,reach=0) tds:2(channels=4,kernel=5) stride(kernel=4,stride=3) tds(channels=3,kernel=4)",
     "causal": "norm mlp(features=6) stride bilstm(hidden=5,bidirectional=0,fc=7)",
 })
-PARAMETERS = {"tds": 5_217_184, "bilstm": 1_479_808, "tds_small": 143_072, "bilstm_small": 158_048, "bilstm_strided": 718_208}
+TDS_BLOCK, TRANSFORMER, FRONT_SIZE, BACK = 1_202_712, 3_153_152, 406_336, 2 * (256 * 256 + 256) + 2 * 256 + 256 * 768 + 768
+GRU, LSTM = (n * (2 * 128 * (768 + 130) + 3 * 2 * 128 * (256 + 130)) for n in (3, 4))
+GPT2_SMALL = 124_439_808 - 50_257 * 768  # as published, without the table of words
+PARAMETERS = {  # by hand, from the sizes of the parts
+    **{f"tds_{n}": FRONT_SIZE + n * TDS_BLOCK for n in (2, 4, 6, 8)}, "tds": 5_217_184, "bilstm": 1_479_808,
+    **{f"tds_{n}_transformer_2": FRONT_SIZE + n * TDS_BLOCK + 2 * TRANSFORMER for n in (2, 4, 6, 8)}, "tds_4_transformer_4": 5_217_184 + 4 * TRANSFORMER,
+    "tds_4_gpt2_1": 5_217_184 + GPT2_SMALL, "tds_4_gpt2_2": 5_217_184 + GPT2_SMALL,
+    "lstm_4": FRONT_SIZE + LSTM + BACK, "lstm_4_tds_2": FRONT_SIZE + LSTM + BACK + 2 * TDS_BLOCK,
+    "lstm_4_tds_4": FRONT_SIZE + LSTM + BACK + 4 * TDS_BLOCK, "tds_4_lstm_4": FRONT_SIZE + LSTM + BACK + 4 * TDS_BLOCK,
+    "gru_4": FRONT_SIZE + GRU + BACK, "gru_4_tds_4": FRONT_SIZE + GRU + BACK + 4 * TDS_BLOCK,
+    "transformer_2_gru_4_tds_4": 13_431_968, "transformer_2_lstm_4_tds_4": FRONT_SIZE + LSTM + BACK + 4 * TDS_BLOCK + 2 * TRANSFORMER,
+    "gru_4_causal": 2_708_032, "gru_4_causal_tds_4": 2_708_032 + 4 * TDS_BLOCK, "local_4": FRONT_SIZE + 4 * TRANSFORMER,
+    "local_2_tds_4": FRONT_SIZE + 2 * TRANSFORMER + 4 * TDS_BLOCK, "local_2_gru_4_tds_4": 13_431_968, "conformer_2": 11_868_480, "conformer_2_full": 11_868_480,
+    **{f"stride_{n}_gru_4": FRONT_SIZE + GRU + BACK + 768 * (2 * n + 1) for n in (2, 4, 8)},
+    "bilstm_strided": 718_208, "tds_small": 143_072, "bilstm_small": 158_048,
+}
 
 
 def make(name):
+    if "gpt2" in name: pytest.importorskip("transformers", reason="needs the optional extra gpt2")
     torch.manual_seed(0)
     return build_encoder(LINES[name], *SMALL)
+
+
+def learnt(encoder):
+    return [p for p in encoder.parameters() if p.requires_grad]
 
 
 def batch(n=3, t=160):
@@ -36,22 +63,114 @@ def test_every_block_is_in_a_tested_line():
 
 
 def test_parameter_table_is_complete():
+    pytest.importorskip("transformers", reason="needs the optional extra gpt2")
     assert {row["name"]: row["parameters"] for row in encoder_table()} == PARAMETERS
     assert PARAMETERS["tds"] + 768 * 99 + 99 == 5_293_315
+    assert round((PARAMETERS["transformer_2_gru_4_tds_4"] + 768 * 99 + 99) / 1e6, 1) == 13.5
+
+
+def test_every_name_has_its_sentence():
+    assert set(ABOUT) == set(ENCODERS) == set(PARAMETERS) and len(set(ABOUT.values())) == len(ABOUT)
+
+
+def test_the_table_says_what_encoders_are():
+    rows = {row["name"]: row for row in encoder_table(names=["tds", "gru_4_causal", "conformer_2", "stride_8_gru_4", "transformer_2_gru_4_tds_4"])}
+    tds = rows["tds"]
+    assert (tds["field"], tds["field_ms"], tds["lookahead_ms"], tds["output_hz"], tds["streamable"]) == (125, 1024, 0, 125, True)
+    assert tds["mmacs_per_s"] == 125 * (3 * 2 * 528 * 384 + 4 * (768 * 24 * 32 + 2 * 768 ** 2)) / 1e6
+    assert (rows["gru_4_causal"]["field_ms"], rows["gru_4_causal"]["lookahead_ms"], rows["gru_4_causal"]["streamable"]) == (None, 0, False)
+    assert rows["conformer_2"]["lookahead_ms"] == 2 * 8 * 8 and rows["stride_8_gru_4"]["output_hz"] == 125 / 8
+    long, = encoder_table(names=["transformer_2_gru_4_tds_4"], n_frames=6220)
+    extra = long["mmacs_per_s"] - rows["transformer_2_gru_4_tds_4"]["mmacs_per_s"]
+    assert extra == pytest.approx(2 * 2 * 768 * (6220 - 622) * 125 / 1e6)
+    half, = encoder_table(names=["tds"], hop=32)
+    assert (half["output_hz"], half["field_ms"]) == (62.5, 32 + 124 * 16)
+    small, = encoder_table(names=["tds"], line=narrow)
+    assert small["parameters"] == build_encoder(narrow("tds"), 2, 16, 33).n_parameters and small["line"] == narrow("tds")
+
+
+def test_the_table_without_the_optional_package(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
+    rows = {row["name"]: row for row in encoder_table()}
+    assert "parameters" not in rows["tds_4_gpt2_1"] and rows["tds_4_gpt2_1"]["about"] and rows["tds"]["parameters"] == PARAMETERS["tds"]
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_a_sketch_is_the_encoder_without_weights(name):
+    real, drawn = make(name), sketch(LINES[name], *SMALL)
+    assert all(p.is_meta for p in drawn.parameters()) and {k: v.shape for k, v in drawn.state_dict().items()} == {k: v.shape for k, v in real.state_dict().items()}
+    assert (drawn.context, drawn.stride, drawn.out_features, lookahead(drawn)) == (real.context, real.stride, real.out_features, lookahead(real))
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_lookahead_by_perturbation(name):
+    encoder, x = make(name).eval(), batch(1, 320)
+    other = x.clone()
+    other[:, 300:] = torch.randn(1, 20, *SMALL)
+    with torch.no_grad(): change = (encoder(x) - encoder(other)).abs().amax(2)[0]
+    left = encoder.context[0] if encoder.context else sum_of_left(encoder)
+    own = torch.arange(len(change)) * encoder.stride + left
+    if lookahead(encoder) is None: assert (change > 0)[own < 300].any()  # a recurrent network's memory fades
+    else: assert torch.equal(change > 0, own + lookahead(encoder) >= 300)
+
+
+def sum_of_left(encoder):
+    "Frames before the first output's own frame, blocks without a bound adding none."
+    left, stride = 0, 1
+    for block in encoder.blocks.values(): left, stride = left + (block.context or (0, 0))[0] * stride, stride * block.stride
+    return left
+
+
+@pytest.mark.parametrize("name", [name for name in LINES if sketch(LINES[name], *SMALL) is not None and sketch(LINES[name], *SMALL).context])
+@given(data=strategies.data())
+@settings(deadline=None, max_examples=8)
+def test_chunks_with_context_give_the_full_pass(name, data):
+    encoder, n = make(name).eval(), 300
+    x, (left, right), step = batch(1, n), encoder.context, encoder.stride
+    with torch.no_grad(): whole = encoder(x)
+    first = data.draw(strategies.integers(0, whole.shape[1] - 1))
+    last = data.draw(strategies.integers(first, whole.shape[1] - 1))
+    with torch.no_grad(): piece = encoder(x[:, first * step:last * step + left + right + 1])
+    assert piece.shape[1] == last - first + 1
+    torch.testing.assert_close(piece, whole[:, first:last + 1], atol=1e-5, rtol=1e-4)
+
+
+def test_narrow_keeps_the_architecture():
+    for name in ENCODERS:
+        wide, small = with_front(ENCODERS[name]), parse_encoder(narrow(name))
+        assert [(s.name, s.count) for s in small] == [(s.name, s.count) for s in wide]
+        kept = lambda specs: [(k, v) for s in specs for k, v in s.options if k not in NARROW.get(s.name, ())]
+        assert kept(small) == kept(wide) and narrow(narrow(name)) == narrow(name)
+        encoder = sketch(narrow(name), 2, 16, 33)
+        assert encoder is None or encoder.n_parameters < 1_700_000
+    assert set(NARROW) <= set(BLOCKS) and narrow("gru:2 tds") == "norm mlp(features=64) gru:2 tds(channels=8,kernel=16)"
+    assert "features=48" in narrow("tds", {"mlp": dict(features=(48,))})
+
+
+def test_a_line_without_a_front_gets_the_published_one():
+    assert build_encoder("gru:2(hidden=4)", *SMALL).specs == parse_encoder(f"{FRONT} gru:2(hidden=4)") == with_front("gru:2(hidden=4)")
+    for line in ("norm mlp gru", "flatten gru", "mlp"): assert with_front(line) == parse_encoder(line)
+    assert build_encoder("transformer:2 gru:4 tds:4", 2, 16, 33).out_features == 768
+    assert parse_encoder("gru:4") == (BlockSpec("gru", 4),) and encoder_line("gru:4") == "gru:4"
+
+
+def test_macs_count_a_stride_once():
+    one, two = (Encoder(f"norm mlp(features=8) {word} full", *SMALL) for word in ("stride(kernel=2,stride=1)", "stride(kernel=2,stride=2)"))
+    front = Encoder("norm mlp(features=8)", *SMALL)
+    assert frame_macs(one) - frame_macs(front) == 2 * (frame_macs(two) - frame_macs(front)) == 16 * 2 + 2 * 16 ** 2
 
 
 @pytest.mark.parametrize("name", LINES)
 def test_output_has_the_length_it_says(name):
     encoder = make(name).eval()
-    shortest = encoder.field or encoder.stride * 2
+    shortest = encoder.shortest
     with torch.no_grad():
         for t in range(shortest, shortest + 5):
             out = encoder(batch(1, t), torch.tensor([t]))
             assert out.shape == (1, encoder.out_lengths(t), encoder.out_features)
             assert encoder.out_lengths(torch.tensor([t])).tolist() == [out.shape[1]]
-    if encoder.field:
-        assert encoder.out_lengths(encoder.field) == 1 and encoder.out_lengths(encoder.field - 1) == 0
-        with pytest.raises(EncoderError, match="gives no output"): encoder(batch(1, encoder.field - 1))
+    assert encoder.field in (None, shortest) and encoder.out_lengths(shortest) == 1 and encoder.out_lengths(shortest - 1) == 0
+    with pytest.raises(EncoderError, match=f"gives no output.*at least {shortest} frames"): encoder(batch(1, shortest - 1))
 
 
 @pytest.mark.parametrize("name", LINES)
@@ -59,7 +178,7 @@ def test_gradient_reaches_every_parameter(name):
     encoder = make(name).train()
     out = encoder(batch(), torch.tensor([160, 150, 141]))
     (out * torch.randn(out.shape)).sum().backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in encoder.parameters())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in learnt(encoder))
 
 
 @pytest.mark.parametrize("name", LINES)
@@ -92,7 +211,9 @@ def test_context_by_perturbation(name):
 
 @pytest.mark.parametrize("name", LINES)
 def test_state_dict_round_trip(name):
-    a, b = make(name), build_encoder(LINES[name], *SMALL)
+    a, b = make(name), make(name)
+    with torch.no_grad():
+        for p in b.parameters(): p.add_(1)
     a.train()(batch())
     b.load_state_dict(a.state_dict())
     a.eval(), b.eval()
@@ -104,7 +225,7 @@ def test_autocast(name):
     encoder = make(name).train()
     with torch.autocast("cpu", torch.bfloat16): out = encoder(batch(), torch.tensor([160, 150, 141]))
     (out.float() * torch.randn(out.shape)).sum().backward()
-    assert all(p.grad.isfinite().all() for p in encoder.parameters())
+    assert all(p.grad.isfinite().all() for p in learnt(encoder))
     encoder.eval()
     with torch.no_grad():
         exact = encoder(batch())
@@ -128,6 +249,7 @@ def values_for(default):
     if isinstance(default, bool): return strategies.booleans()
     if isinstance(default, tuple): return strategies.lists(strategies.integers(1, 999), min_size=1, max_size=3).map(tuple)
     if isinstance(default, int): return strategies.integers(0, 999)
+    if isinstance(default, str): return strategies.text("abz/.-_ =:~", min_size=1, max_size=12).map(str.strip).filter(bool)
     return strategies.floats(0, 1)
 
 
@@ -170,6 +292,8 @@ def test_specs_are_as_good_as_a_line_and_hashable():
     ("mlp tds(kernel=3,kernel=4)", "kernel=4", "twice"),
     ("mlp tds:0", "tds:0", "name:count"), ("mlp tds:x", "tds:x", "name:count"), ("mlp tds:2(kernel=3", "tds:2(kernel=3", "name:count"),
     ("norm(1) mlp", "1", "no option"), ("norm,mlp", "norm,mlp", "name:count"), ("norm flatten(x=1)", "x=1", "There are: none"),
+    ("gpt2(weights=)", "weights=", "a name or a folder"), ("trasformer:2 gru", "trasformer", "did you mean 'transformer'"),
+    ("transformer gru:4(hiden=128) tds", "hiden=128", "did you mean 'hidden'"),
 ])
 def test_messages_point_at_the_place(line, place, words):
     with pytest.raises(EncoderError) as caught: parse_encoder(line)
@@ -213,52 +337,16 @@ def formula_state(tensors, law):
     return state
 
 
-def feature_order(n_features, n_bands, widths):
-    "For each of our feature positions the published one: mixed-radix digits reversed, so that band is fastest and width slowest."
-    places = sorted({n_features, n_features // n_bands, *widths, 1}, reverse=True)
-    digits = [a // b for a, b in zip(places, places[1:])]
-    return torch.arange(n_features).reshape(digits).permute(*reversed(range(len(digits)))).flatten()
-
-
-def names_and_layouts(encoder):
-    "Published name -> (our name, function from the published layout to ours); our names begin with encoder. or head."
-    d, b = encoder.out_features, encoder.shape[0]
-    tds = [name for name in encoder.blocks if name.startswith("tds")]
-    channels = {name: encoder.blocks[name].conv.conv.in_channels for name in tds}
-    order = feature_order(d, b, [d // c for c in channels.values()])
-    same, vector, columns, square = (lambda v: v), (lambda v: v[order]), (lambda v: v[:, order]), (lambda v: v[order][:, order])
-    table = {f"model.0.batch_norm.{k}": (f"encoder.blocks.norm1.norm.{k}", same) for k in ("running_mean", "running_var", "num_batches_tracked")}
-    table |= {f"model.0.batch_norm.{k}": (f"encoder.blocks.norm1.{ours}", lambda v: v.view(encoder.shape[:2])) for k, ours in (("weight", "gain"), ("bias", "offset"))}
-    for band in range(b):
-        rows, layers = order[band::b] - band * d // b, encoder.blocks["mlp1"].bands[band]
-        for j in range(len(layers)):
-            for k in ("weight", "bias"):
-                table[f"model.1.mlps.{band}.mlp.{2 * j}.{k}"] = (f"encoder.blocks.mlp1.bands.{band}.{j}.{k}",
-                                                                 (lambda v, rows=rows: v[rows]) if j == len(layers) - 1 else same)
-    for i, name in enumerate(tds):
-        c = channels[name]
-        mixed = order.view(-1, c)[0] // (d // c)  # published channel of each of ours
-        theirs, ours = f"model.3.tds_conv_blocks.{2 * i}.", f"encoder.blocks.{name}.conv."
-        table[theirs + "conv2d.weight"] = (ours + "conv.weight", lambda v, m=mixed: v[m][:, m].transpose(2, 3))
-        table[theirs + "conv2d.bias"] = (ours + "conv.bias", lambda v, m=mixed: v[m])
-        table |= {f"{theirs}layer_norm.{k}": (f"{ours}norm.{k}", vector) for k in ("weight", "bias")}
-        theirs, ours = f"model.3.tds_conv_blocks.{2 * i + 1}.", f"encoder.blocks.{name}.full."
-        for theirs_k, ours_k in (("fc_block.0", "first"), ("fc_block.2", "second")):
-            table |= {f"{theirs}{theirs_k}.weight": (f"{ours}{ours_k}.weight", square), f"{theirs}{theirs_k}.bias": (f"{ours}{ours_k}.bias", vector)}
-        table |= {f"{theirs}layer_norm.{k}": (f"{ours}norm.{k}", vector) for k in ("weight", "bias")}
-    return table | {"model.4.weight": ("head.linear.weight", columns), "model.4.bias": ("head.linear.bias", same)}, order
-
-
 class Published(torch.nn.Module):
     "Our encoder and head with the published model's weights."
     def __init__(self, line, tensors, law, n_classes=99):
         super().__init__()
         self.encoder = build_encoder(line, 2, 16, 33)
         self.head = CTCHead(self.encoder.out_features, n_classes)
-        self.table, self.order = names_and_layouts(self.encoder)
-        state = formula_state(tensors, law)
-        assert set(state) == set(self.table)
-        self.load_state_dict({ours: layout(state[theirs]) for theirs, (ours, layout) in self.table.items()})
+        import_published(formula_state(tensors, law), self.encoder, self.head)
+        self.table, d = published_tensors(self.encoder, self.head), self.encoder.out_features
+        tds = [block for name, block in self.encoder.blocks.items() if name.startswith("tds")]
+        self.order = feature_order(d, 2, tuple(d // block.conv.conv.in_channels for block in tds))
 
     def forward(self, x, lengths=None):
         lengths = torch.full((len(x),), x.shape[1]) if lengths is None else lengths
@@ -293,7 +381,7 @@ def close(a, b, atol):
 def test_golden_names_and_number_of_parameters(golden):
     model = golden.models["cos"]
     assert sum(p.numel() for p in model.parameters()) == golden.keys["n_parameters"] == 5_293_315
-    assert set(model.table) == set(golden.tensors) and len({ours for ours, _ in model.table.values()}) == 51 == len(model.state_dict())
+    assert set(model.table) == set(golden.tensors) and len({t.ours for t in model.table.values()}) == 51 == len(model.state_dict())
 
 
 @pytest.mark.parametrize("law", ["cos", "hash"])
@@ -368,7 +456,7 @@ def test_golden_training_steps(golden):
     model = golden.fresh(case["weights"]).train()
     labels, label_lengths = targets_of(case["targets"])
     optimiser = torch.optim.Adam(model.parameters(), case["lr"])
-    ours = {theirs: ours for theirs, (ours, _) in model.table.items()}
+    ours = {theirs: t.ours for theirs, t in model.table.items()}
     parameters, losses, gradients = dict(model.named_parameters()), [], {}
     for step in range(len(case["losses"])):
         loss, _ = ctc_loss(model(golden.frames, golden.lengths), labels, label_lengths)

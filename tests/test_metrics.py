@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from semgbook.metrics import (PUBLISHED, ErrorCounts, MetricError, align, alignment_text, apply_backspaces, count_errors,
-                              count_errors_many, edits_and_wrong, total_errors)
+                              count_errors_after_backspaces, count_errors_many, edit_places, edits_and_wrong, split_range, total_errors)
 
 
 @pytest.fixture
@@ -37,6 +37,7 @@ def check_pair(pair):
     assert fewest <= counts.wrong <= most or [counts.missed, counts.extra, counts.wrong] == pair["split_second"]
     assert edits_and_wrong(pair["reference"], pair["prediction"], +1) == (counts.edits, fewest)
     assert edits_and_wrong(pair["reference"], pair["prediction"], -1) == (counts.edits, most)
+    assert split_range(pair["reference"], pair["prediction"]) == (fewest, most)
     if fewest == most:
         expected = {name: pair[name.upper()] for name in PUBLISHED}
         assert {name: counts.rates()[name] for name in PUBLISHED} == pytest.approx(expected, abs=1e-9) or pair["CER"] is None
@@ -170,3 +171,21 @@ def test_unusual_characters():
 @pytest.mark.parametrize("keys, screen", [("", ""), ("⌫a", "a"), ("ab⌫⌫⌫c", "c"), ("⇧A⌫b", "b"), ("a⇧⌫b", "b"), ("a⏎b⌫", "a⏎")])
 def test_apply_backspaces(keys, screen):
     assert apply_backspaces(keys) == screen
+
+
+@pytest.mark.parametrize("engine", ["rapidfuzz", "numpy"])
+def test_edit_places_are_those_of_the_alignment(engine, monkeypatch):
+    if engine == "numpy": monkeypatch.setattr("semgbook.metrics.rapidfuzz_levenshtein", lambda: None)
+    for pair in random_pairs(seed=4):
+        position, expected = 0, []
+        for column in align(*pair):
+            if column.kind != "same": expected.append(position)
+            position += bool(column.reference)
+        assert edit_places(*pair).tolist() == expected
+
+
+def test_errors_on_the_screen():
+    screen = lambda text: apply_backspaces(text)
+    for pair in random_pairs(seed=5): assert count_errors_after_backspaces(*pair) == count_errors(*map(screen, pair))
+    assert count_errors_after_backspaces("ab⌫c", "ax⌫c").edits == 0 and count_errors("ab⌫c", "ax⌫c").edits == 1
+    assert count_errors_after_backspaces("ab<", "a", backspace="<").edits == 0 and count_errors_after_backspaces("⌫", "a").cer is None

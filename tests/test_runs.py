@@ -1,15 +1,19 @@
 "Run folders: believed when done, recognised when not, the same after a kill."
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 from toys import toy_corpus, toy_recipe
 
+from semgbook.metrics import count_errors_many, total_errors
 from semgbook.repro import atomic_write
-from semgbook.runs import carry_out, list_runs, read_run, run_state, runs_table, start_run
+from semgbook.runs import begun_from, carry_out, list_runs, planned_run, read_run, read_texts, run_state, runs_table, start_run
+from semgbook.splits import SplitError
 
 WORKER = """
 import sys
@@ -19,7 +23,7 @@ from toys import toy_recipe
 from semgbook.runs import carry_out, start_run
 carry_out(start_run("e99", toy_recipe(Path({corpus!r}), training__epochs=6), Path({root!r})), print)
 """
-FILES = {"recipe.json", "results.json", "history.csv", "provenance.json", "status.json", "model.safetensors", "examples.npz"}
+FILES = {"recipe.json", "results.json", "history.csv", "provenance.json", "status.json", "model.safetensors", "examples.npz", "texts.csv"}
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +53,54 @@ def test_results_hold_every_published_rate_and_their_counts(finished):
         assert results["protocol"][phase]
     assert sum(r["n_reference"] for r in results["sessions"]) == results["phases"]["test"]["n_reference"]
     assert "seconds" not in json.dumps(results), "times belong into provenance.json, or results would not repeat"
+
+
+@pytest.mark.parametrize("phase", ["val", "test"])
+def test_the_kept_texts_give_the_reported_numbers(finished, phase):
+    record = read_run(finished.folder)
+    texts, entry = read_texts(record, phase), record.results["phases"][phase]
+    counts = total_errors(count_errors_many([t.reference for t in texts], [t.prediction for t in texts]))
+    assert (counts.cer, counts.n_reference, counts.n_predicted) == (entry["cer"], entry["n_reference"], entry["n_predicted"])
+    assert entry["macro"] == pytest.approx(entry["cer"]) and entry["macro_std"] == 0 and entry["n_users"] == 1, "one user: micro and macro agree"
+    assert entry["interval_of"] == "blocks" and (entry["low"], entry["high"]) == (None, None), "fewer characters than two blocks: no interval is better than a wrong one"
+    with pytest.raises(ValueError, match="test_lm"): read_texts(record, "test_lm")
+
+
+def test_other_decoders_stand_beside_the_greedy_numbers(corpus, finished, tmp_path):
+    "Same weights, same emissions: the greedy phases stay what they were, the others are added; the sweep's best pair is the tuned one."
+    recipe = toy_recipe(corpus, training__epochs=6, decoding__beam=8, decoding__lm="embedded", decoding__sweep=True)
+    results = carry_out(run := start_run("e99", recipe, tmp_path), lambda line: None)
+    greedy = json.loads((finished.folder / "results.json").read_text())["phases"]
+    assert {p: results["phases"][p] for p in greedy} == greedy
+    assert set(results["phases"]) - set(greedy) == {f"{p}_{d}" for p in ("val", "test") for d in ("beam", "lm", "lm_tuned")}
+    sweep = pd.read_csv(run.folder / "sweep.csv")
+    assert results["phases"]["val_lm_tuned"]["cer"] == pytest.approx(sweep.cer.min())
+    at_published = sweep[(sweep.lm_weight == 2) & (sweep.insertion_bonus == 2)].cer.item()
+    assert results["phases"]["val_lm"]["cer"] == pytest.approx(at_published)
+
+
+def test_a_personal_run_begins_with_the_generic_one(corpus, finished, tmp_path):
+    asked = toy_recipe(corpus, training__epochs=1, start="generic")
+    recipe = begun_from(asked, finished)
+    assert recipe.start == finished.run_id and begun_from(toy_recipe(corpus), finished) == toy_recipe(corpus)
+    shutil.copytree(finished.folder, tmp_path / finished.run_id)
+    results = carry_out(run := start_run("e98", recipe, tmp_path), lambda line: None)
+    assert results["start"] == [finished.run_id] and not results["leaks"] and planned_run("e98", recipe, tmp_path).folder == run.folder
+    with pytest.raises(ValueError, match="generic"): carry_out(start_run("e98", asked, tmp_path), lambda line: None)
+
+
+def test_a_leak_is_refused_or_written_on_every_row(tmp_path):
+    corpus, root = toy_corpus(tmp_path / "four", n_sessions=4), tmp_path / "runs"
+    first = start_run("e99", toy_recipe(corpus, training__epochs=1, data__split_options={"val": 2, "test": 1}), root)
+    carry_out(first, lambda line: None)
+    leaky = dict(training__epochs=1, start=first.run_id, data__split_options={"val": 1, "test": 2})
+    with pytest.raises(SplitError, match="toy-2"): carry_out(start_run("e99", toy_recipe(corpus, **leaky), root), lambda line: None)
+    marked = start_run("e99", toy_recipe(corpus, **leaky, data__allow_leaks=True), root)
+    assert "toy-2" in carry_out(marked, lambda line: None)["leaks"][0]
+    heir = start_run("e99", toy_recipe(corpus, training__epochs=1, start=marked.run_id, data__allow_leaks=True, data__split_options={"val": 1, "test": 1}), root)
+    assert carry_out(heir, lambda line: None)["leaks"], "what was accepted once is inherited"
+    table = runs_table(list_runs(root))
+    assert {r: m.endswith("(LEAKED)") for r, m in zip(table.run_id, table.method)} == {first.run_id: False, marked.run_id: True, heir.run_id: True}
 
 
 def test_same_recipe_same_results_file(corpus, finished, tmp_path):

@@ -250,6 +250,40 @@ def test_damage_is_named(good, case):
     assert str(good) in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("scale, unit", [(1e3, "milliseconds"), (1e6, "microseconds"), (1e9, "nanoseconds")])
+@pytest.mark.parametrize("guilty, zero", [("keystrokes", 1.6e9), ("keystrokes", 0.0), ("time", 1.6e9)])
+def test_times_in_another_unit_are_refused(tmp_path, scale, unit, guilty, zero):
+    "Both by the reader and by the writer; with a clock from zero only presses can be told to be in the wrong unit."
+    given = arrays(n=2000)
+    shift = 1.6e9 - zero
+    given["times"], given["press_times"] = given["times"] - shift, given["press_times"] - shift
+    path = write_session(tmp_path / "s.hdf5", **given, name="s")
+    def change(f):
+        if guilty == "time":
+            data = f[TABLE][...]
+            data["time"] *= scale
+            f[TABLE][...] = data
+        else:
+            f[GROUP].attrs["keystrokes"] = json.dumps([dict(key="a", start=t) for t in (given["press_times"] * scale).tolist()])
+    message = f"{'attribute keystrokes' if guilty == 'keystrokes' else 'field time'} has .* are the times in {unit}.* Divide"
+    with pytest.raises(SessionError, match=message): open_session(edit(path, change))
+    field = {"keystrokes": "press_times", "time": "times"}[guilty]
+    with pytest.raises(SessionError, match=message): write_session(tmp_path / "t.hdf5", **given | {field: given[field] * scale, "release_times": np.full(5, np.nan)}, name="t")
+    assert not (tmp_path / "t.hdf5").exists()
+
+
+@pytest.mark.parametrize("late", [3600.0, -3600.0, 5e6])
+@pytest.mark.parametrize("zero", [1.6e9, 0.0])
+def test_presses_outside_the_signal_in_the_same_unit_are_tolerated(tmp_path, late, zero):
+    "Another clock is not another unit: nothing is refused that merely has no press inside."
+    given = arrays(n=2000)
+    given["times"] += zero - 1.6e9
+    given["press_times"] += zero - 1.6e9 + late
+    given["release_times"][:] = np.nan
+    s = open_session(write_session(tmp_path / "s.hdf5", **given, name="s"))
+    assert len(s.keys) == 5 and not ((s.press_times >= s.first_time) & (s.press_times <= s.last_time)).any()
+
+
 SAMPLES = {
     "NaN left": (rows("emg_left", (123, 2), np.nan), "field emg_left is nan at sample 123, electrode 2"),
     "infinity right": (rows("emg_right", (299, 0), -np.inf), "field emg_right is -inf at sample 299, electrode 0"),

@@ -8,8 +8,10 @@ import pytest
 import torch
 from toys import toy_corpus, toy_recipe
 
-from semgbook.recipes import Optimiser, preset
-from semgbook.training import Ledger, build_model, build_optimiser, count_parameters, fit, is_better, load_data, load_weights, sample_field, sample_stride, save_weights, score_windows
+from semgbook.recipes import Optimiser, override, preset
+from semgbook.training import Ledger, build_model, build_optimiser, count_parameters, fit, is_better, lineage_of, load_data, sample_field, sample_stride, score_windows, split_corpus, starting_weights
+from semgbook.splits import SplitError
+from semgbook.transfer import Checkpoint, load_checkpoint
 
 NUMBERS = ("epoch", "step", "lr", "train_loss", "train_cer", "val_loss", "val_cer", "val_blank_fraction")
 
@@ -131,12 +133,55 @@ def test_unknown_user_and_mixed_rates_are_refused(corpus, tmp_path):
     with pytest.raises(ValueError): load_data(toy_recipe(mixed))
 
 
-def test_weights_round_trip_and_wrong_architecture(corpus, tmp_path):
-    model, other = build_model(toy_recipe(corpus), 2, 16), build_model(toy_recipe(corpus, encoder="norm mlp(features=8) tds:1(channels=4,kernel=8)"), 2, 16)
-    path = save_weights(model, tmp_path / "m.safetensors")
-    twin = load_weights(build_model(toy_recipe(corpus), 2, 16), path)
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), twin.state_dict().values()))
-    with pytest.raises(ValueError, match="m.safetensors"): load_weights(other, path)
+@pytest.mark.parametrize("epochs, per_epoch, warmup", [(1, 1, 0.3), (1, 2, 0.0), (3, 3, 0.1), (1, 9, 0.1), (333, 3, 0.001)])
+def test_one_cycle_takes_any_number_of_steps(epochs, per_epoch, warmup):
+    "PyTorch's scheduler divides by the length of its rise less one step, which may be nothing."
+    got = rates(Optimiser(schedule="one_cycle", warmup=warmup), epochs, per_epoch)
+    assert np.isfinite(got).all() and (got > 0).all() and got.max() <= 1e-3 * (1 + 1e-9)
+
+
+@pytest.fixture(scope="module")
+def trained(corpus, tmp_path_factory):
+    "A run of one epoch whose training session is toy-0, its validation session toy-1, its test session toy-2."
+    recipe, folder = toy_recipe(corpus, training__epochs=1), tmp_path_factory.mktemp("runs") / "first"
+    fit(recipe, load_data(recipe), folder)
+    return recipe, folder
+
+
+def test_a_run_starts_from_the_weights_of_another(trained, tmp_path):
+    recipe, folder = trained
+    start = starting_weights(dataclasses.replace(recipe, start="first"), folder.parent)
+    assert start.card["charset"] == "qwerty" and start.card["recipe"] == recipe.to_dict() and start.card["rate_hz"] == 500
+    still = dataclasses.replace(recipe, start="first", optimiser=dataclasses.replace(recipe.optimiser, lr=1e-30, weight_decay=0.0))
+    model, _ = fit(still, load_data(still, start=start), tmp_path / "second", start=start)
+    moved = {k for k, v in model.state_dict().items() if not torch.allclose(v, start.state[k], atol=1e-12) and "running" not in k and "num_batches" not in k}
+    assert not moved, "at a rate of nothing the weights stay those it started from"
+    lineage = lineage_of(load_checkpoint(tmp_path / "second" / "model.safetensors"))
+    assert lineage.steps == ("first", "second") and ("toy", "toy-0") in lineage.trained
+
+
+@pytest.mark.parametrize("name", ["nowhere", "generic"])
+def test_a_start_that_is_not_there_is_named(trained, name):
+    recipe, folder = trained
+    with pytest.raises(ValueError, match=name): starting_weights(dataclasses.replace(recipe, start=name), folder.parent)
+
+
+def test_what_the_start_has_seen_is_not_tested_on(trained):
+    recipe, folder = trained
+    lineage = lineage_of(load_checkpoint(folder / "model.safetensors"))
+    chosen = override(recipe, {"data.split_options": {"val": 0, "test": 2}})
+    with pytest.raises(SplitError, match="toy-1.*chosen"): split_corpus(chosen, lineage)
+    assert split_corpus(override(chosen, {"data.allow_leaks": True}), lineage).test
+    assert split_corpus(recipe, lineage).test, "the same split again is clean"
+    with pytest.raises(SplitError, match="no lineage"): split_corpus(recipe, lineage_of(Checkpoint({}, {})))
+
+
+def test_fewer_minutes_of_training(corpus):
+    "Only the training part shrinks."
+    all_of_it, some = load_data(toy_recipe(corpus)), load_data(toy_recipe(corpus, data__train_minutes=0.2))
+    minutes = [sum(p.duration_s for p in data.split.train) / 60 for data in (some, all_of_it)]
+    assert minutes[0] == pytest.approx(0.2, abs=1e-3) and minutes[1] > 0.3
+    assert (some.split.val, some.split.test) == (all_of_it.split.val, all_of_it.split.test)
 
 
 def test_published_sizes():

@@ -1,0 +1,379 @@
+"Language models: golden scores, ARPA files whole and broken, Kneser-Ney against lmplz and by hand, and KenLM where it is installed."
+import builtins
+import gzip
+import json
+import string
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from semgbook.decoders import arc_score
+from semgbook.language_model import (BOS, EOS, FALLBACK, SMALL_TEXT, UNK, LanguageModelError, advance, arpa_pieces, count_ngrams, draw_lines,
+                                     embedded_language_model, encode_sentences, estimate_discounts, prepare_words, read_arpa, read_kenlm_binary, spell,
+                                     train_ngrams, walk, write_arpa)
+
+TINY = """\\data\\
+ngram 1=5
+ngram 2=4
+ngram 3=2
+
+\\1-grams:
+-2\t<unk>
+-99\t<s>\t-0.30103
+-0.69897\t</s>
+-0.30103\ta\t-0.60206
+-0.5376\tb\t0
+
+\\2-grams:
+-0.1249387\t<s> a\t-0.1
+-0.2218487\ta b\t-0.2
+-0.30103\tb </s>
+-0.9\ta a
+
+\\3-grams:
+-0.05\t<s> a b
+-0.15\ta b </s>
+
+\\end\\
+"""
+# estimated by KenLM's lmplz (0.3.0, --discount_fallback) from these words: order -> n-grams of each order, perplexity by KenLM, some n-grams
+WORDS = ("the then them there these other mother brother weather water after later letter better butter bitter little bottle battle cattle castle cast last "
+         "fast past paste taste haste hasten listen fasten often soften the the then that that hat hut cut cat café").split()
+LMPLZ = {3: ((21, 63, 92), 3.002120945988597, {
+    '<unk>': (-1.6532125, 0.0), 'm': (-1.5321687, -0.2747011), 'a': (-0.8379195, -0.61067563), 'p': (-1.4929155, -0.2747011),
+    '<s> o': (-1.5709144, -0.21524343), '<s> c': (-0.89050674, -0.480462), 't a': (-1.1418564, -0.21524343), 'e t': (-1.0353346, -0.16910048),
+    'n </s>': (-0.29057944, 0.0), 's t': (-0.77359635, -0.5150336), 'f é': (-0.85625005, -0.21524343), '<s> t a': (-1.3138772, 0.0),
+    '<s> o f': (-0.6259426, 0.0), 't t l': (-0.4719075, 0.0), 't a s': (-0.20671332, 0.0), 'h e s': (-1.2267455, 0.0),
+    'e m </s>': (-0.2517804, 0.0), 'l a t': (-0.35879716, 0.0), 'p a s': (-0.2374525, 0.0)}),
+    2: ((21, 63), 4.369024186200495, {
+        'h': (-1.5321687, -0.88236046), 'o': (-1.1812925, -0.35326958), 'p': (-1.4929155, -0.060480747), '<s> c': (-0.89297044, 0.0),
+        't t': (-0.83540314, 0.0), 'e r': (-0.51674235, 0.0), 'r </s>': (-0.10363396, 0.0), 'u': (-1.466902, -0.5133334)})}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def to_file(text=TINY, name="tiny.arpa"):
+        path = tmp_path / name
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+    return to_file
+
+
+@pytest.fixture(scope="module")
+def english():
+    return embedded_language_model()
+
+
+def rows(model):
+    "Text of each n-gram -> log10 and backoff."
+    return {text: (float(p), float(b)) for grams, texts in zip(model.grams, spell(model)) for text, p, b in zip(texts, grams.log10, grams.backoff)}
+
+
+def look_up(table, symbols, start=BOS):
+    "Score by the textbook: the longest n-gram that is there, after the backoff weights of the histories that are too long."
+    def log10(history, symbol):
+        gram = " ".join([*history, symbol])
+        if gram in table: return table[gram][0]
+        return table.get(" ".join(history), (0, 0))[1] + log10(history[1:], symbol)
+    line = [*([start] if start else []), *symbols]
+    return [log10(line[max(0, i - 5):i], line[i]) for i in range(bool(start), len(line))]
+
+
+# --- scores ---------------------------------------------------------------------------------------
+
+def test_golden_scores(shared):
+    cases, model = json.loads(shared("golden/lm_scores.json").read_text()), read_arpa(shared("golden/lm.arpa"))
+    assert model.order == cases["order"]
+    assert sorted(set(model.symbols) - {BOS, EOS, UNK}) == cases["keys_in_vocabulary"]
+    assert model.score(["?"], bos=False, eos=False)[0] == pytest.approx(cases["oov_log10"], abs=2e-5)
+    assert len(cases["raw"]) > 40
+    for case in cases["raw"]:
+        assert model.score(case["symbols"], case["bos"], case["eos"]).sum() == pytest.approx(case["log10"], abs=2e-5)
+
+
+def test_golden_steps(shared):
+    "Key presses of words without backspace, as the decoder asks: letter after letter, each from the state before."
+    cases, table = json.loads(shared("golden/lm_scores.json").read_text()), read_arpa(shared("golden/lm.arpa")).table()
+    seen = 0
+    for case in cases["sequences"]:
+        if case["text"].isalpha() and case["text"].islower() and case["text"].isascii():
+            state = table.start
+            for letter, expected in zip(case["text"], case["step_log10"], strict=True):
+                log10, state = arc_score(table.arcs, state, table.symbols.index(letter))
+                assert log10 == pytest.approx(expected, abs=2e-5)
+                seen += 1
+    assert seen
+
+
+def test_by_hand(write):
+    model = read_arpa(write())
+    assert model.n_ngrams == (5, 4, 2) and model.symbols == (UNK, BOS, EOS, "a", "b")
+    assert model.score("ab").tolist() == pytest.approx([-0.1249387, -0.05, -0.15])
+    # a a: no <s> a a, so backoff of "<s> a" and then "a a"; the end: backoff of "a a" (none written: 0), of "a", then </s> alone
+    assert model.score("aa").tolist() == pytest.approx([-0.1249387, -0.1 - 0.9, -0.60206 - 0.69897])
+    assert model.score("c").tolist() == pytest.approx([-0.30103 - 2, -0.69897])
+    assert model.score("b", bos=False, eos=False).tolist() == pytest.approx([-0.5376])
+    assert model.score("", eos=False).tolist() == []
+    assert model.perplexity(["ab"]) == pytest.approx(10 ** (0.3249387 / 3))
+    assert model.perplexity(["ab", "c"]) == pytest.approx(10 ** ((0.3249387 + 3.0) / 5))
+
+
+def test_against_the_textbook(english):
+    "The automaton, alone and side by side, and the decoder's own walk through it agree with looking up whole n-grams."
+    table, generator = rows(english), np.random.default_rng(0)
+    lines = ["".join(generator.choice(list("etaoinshrdlqz"), n)) for n in generator.integers(0, 14, 200)] + ["the", "people", "é"]
+    arcs, t = english.table().arcs, english.table()
+    for line in lines:
+        known = [c if c in english.symbols else UNK for c in line]
+        for bos in (BOS, None):
+            expected = look_up(table, [*known, EOS], bos)
+            assert english.score(line, bos=bool(bos)).tolist() == pytest.approx(expected, abs=1e-5)
+        state, walked = t.start, []
+        for number in [*english.numbers(line), *english.numbers([EOS])]:
+            log10, state = arc_score(arcs, state, number)
+            walked.append(log10)
+        assert walked == pytest.approx(look_up(table, [*known, EOS]), abs=1e-5)
+    total = sum(english.score(line).sum() for line in lines)
+    assert english.perplexity(lines) == pytest.approx(10 ** (-total / sum(len(line) + 1 for line in lines)))
+
+
+def test_a_pruned_model_backs_off_past_what_is_missing(write):
+    "`a b` is there, `b` has no n-gram of its own to go on from, and `b b` leads to the longest history that exists."
+    text = TINY.replace("ngram 3=2", "ngram 3=1").replace("-0.05\t<s> a b\n", "").replace("ngram 2=4", "ngram 2=3").replace("-0.9\ta a\n", "")
+    model = read_arpa(write(text))
+    assert model.score("aa").tolist() == pytest.approx([-0.1249387, -0.1 - 0.60206 - 0.30103, -0.60206 - 0.69897])
+    assert model.score("ab").tolist() == pytest.approx([-0.1249387, -0.1 - 0.2218487, -0.15])
+
+
+def test_symbol_numbers_out_of_range(english):
+    with pytest.raises(LanguageModelError, match="symbol numbers"): advance(english.table(), np.array([3]), np.array([99]))
+
+
+# --- ARPA files -----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", ["m.arpa", "m.arpa.gz"])
+def test_round_trip(tmp_path, english, name):
+    path = write_arpa(english, tmp_path / name)
+    assert (path.read_bytes()[:2] == b"\x1f\x8b") == name.endswith("gz")
+    back = read_arpa(path)
+    assert back.symbols == english.symbols
+    for mine, theirs in zip(english.grams, back.grams, strict=True):
+        for field in ("key", "log10", "backoff"): assert np.array_equal(getattr(mine, field), getattr(theirs, field))
+    assert write_arpa(back, tmp_path / ("again" + name)).read_bytes() == path.read_bytes()
+    assert {p.name for p in tmp_path.iterdir()} == {name, "again" + name}
+
+
+def test_lines_in_any_order_and_blocks_of_any_size(tmp_path, english, monkeypatch):
+    import semgbook.language_model as module
+    lines = write_arpa(english, tmp_path / "m.arpa").read_text().split("\n")
+    generator, mixed, section = np.random.default_rng(1), [], []
+    for line in lines:
+        if "\t" in line: section.append(line)
+        else:
+            mixed += [section[i] for i in generator.permutation(len(section))] + [line]
+            section = []
+    (tmp_path / "mixed.arpa").write_text("\r\n".join(mixed))
+    monkeypatch.setattr(module, "arpa_pieces", lambda path: arpa_pieces(path, 1000))
+    calls = []
+    back = read_arpa(tmp_path / "mixed.arpa", progress=lambda *n: calls.append(n))
+    expected, found = rows(english), rows(back)
+    assert expected == found
+    assert len(calls) > 20 and [n for n, _ in calls] == sorted(n for n, _ in calls) and calls[-1] == (len(expected), len(expected))
+
+
+@pytest.mark.parametrize(("old", "new", "said"), [
+    ("ngram 2=4", "ngram 2=5", r"line \d+: the header announces 5 2-grams, but there are 4"),
+    ("ngram 3=2", "ngram 3=1", "announces 1 3-grams, but there are 2"),
+    ("\\end\\\n", "", r"ends without \\end\\"),
+    ("\\3-grams:", "\\4-grams:", r"line 19: '\\\\4-grams:' where '\\\\3-grams:' should stand"),
+    ("\\data\\", "data", r"line 6: '\\\\1-grams:' where '\\\\data\\\\' should stand"),
+    ("-0.05\t<s> a b", "-0.05\tb a b", "line 20: 'b a b' needs 'b a' among the 2-grams"),
+    ("a b\t-0.2", "a b\t-0.2 7", "line 15: 5 fields"),
+    ("a b </s>", "a b </s>\t-0.5", "line 21: 5 fields among the 3-grams"),
+    ("-0.15\ta b </s>", "-0.15\ta b", "line 21: 3 fields"),
+    ("-0.2218487", "-0.2x", "line 15: the probability '-0.2x' is not a number"),
+    ("-0.2218487", "nan", "line 15: the probability 'nan' is not a number"),
+    ("a b\t-0.2", "a b\tzwei", "line 15: the backoff weight 'zwei' is not a number"),
+    ("a b\t-0.2", "a b\t-inf", "line 15: the backoff weight '-inf' is not a number"),
+    ("-0.2218487", "0.6", "line 15: log10 probability 0.6 is positive"),
+    ("-0.2218487\ta b", "-0.2218487\ta q", "line 15: symbol 'q' is not among the 1-grams"),
+    ("-0.9\ta a", "-0.9\ta b", "a 2-gram before line 19 is there twice"),
+    ("-0.5376\tb", "-0.5376\ta", "1-gram 'a' is there twice"),
+    ("-0.69897\t</s>", "-0.69897\te", "no </s> among the 1-grams"),
+    ("-2\t<unk>", "0.1\t<unk>", "line 7: log10 probability 0.1 is positive"),
+])
+def test_broken_files_name_the_line(write, old, new, said):
+    assert old in TINY
+    with pytest.raises(LanguageModelError, match=said) as e: read_arpa(write(TINY.replace(old, new, 1)))
+    assert "tiny.arpa" in str(e.value)
+
+
+def test_files_of_another_kind(write):
+    for content, said in ((b"mmap lm http://kheafield.com/code format version 5\n\0", "read_kenlm_binary"), (b"version https://git-lfs.github.com/spec/v1\n", "lfs pull"),
+                          (b"", "no ARPA file"), (gzip.compress(TINY.encode())[:-20], "damaged"), (b"hello\n", "no ARPA file")):
+        with pytest.raises(LanguageModelError, match=said): read_arpa(write(content))
+    with pytest.raises(FileNotFoundError): read_arpa("nowhere.arpa")
+
+
+def test_what_files_may_leave_out(write):
+    "A preface, <unk>, backoff weights, the last newline; odd symbols that a parser might take for something else."
+    text = TINY.replace("-2\t<unk>\n", "").replace("ngram 1=5", "ngram 1=4").rstrip("\n")
+    model = read_arpa(write("made by hand\n\n" + text))
+    assert model.score("c", eos=False).tolist() == pytest.approx([-0.30103 - 100])
+    odd = ["nan", "NA", '"', "'", "#", "null", "1e5", "é", ",", "-1"]
+    text = f"\\data\\\nngram 1={len(odd) + 2}\n\n\\1-grams:\n-1 <s>\n-1 </s>\n" + "".join(f"-1.5 {symbol}\n" for symbol in odd) + "\\end\\\n"
+    assert read_arpa(write(text)).symbols == (BOS, EOS, *odd, UNK)
+
+
+def test_nothing_half_written(tmp_path):
+    with pytest.raises(LanguageModelError, match="'é t' cannot stand"): write_arpa(train_ngrams([["é t"]], 2), tmp_path / "m.arpa")
+    assert not list(tmp_path.iterdir())
+
+
+# --- training -------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("order", LMPLZ)
+def test_as_lmplz_estimates(order):
+    n_ngrams, perplexity, some = LMPLZ[order]
+    model = train_ngrams(WORDS, order)
+    found = rows(model)
+    assert model.n_ngrams == n_ngrams
+    assert np.array([found[gram] for gram in some]) == pytest.approx(np.array(list(some.values())), abs=1e-6)
+    assert model.perplexity(WORDS) == pytest.approx(perplexity, abs=1e-5)
+
+
+@pytest.mark.parametrize("order", [1, 2, 4, 6])
+def test_probabilities_sum_to_one(order):
+    model = train_ngrams(WORDS, order)
+    table, n = model.table(), len(model.symbols)
+    states = np.flatnonzero(~np.isin(np.arange(len(table.backoff)), np.flatnonzero(np.append(False, table.arc_symbol[:len(table.backoff) - 1] == 2))))
+    log10, _ = advance(table, np.repeat(states, n), np.tile(np.arange(n), len(states)))  # every history but those that end in </s>
+    assert len(states) > (order > 1) * 20
+    assert (10 ** log10).reshape(-1, n).sum(1) == pytest.approx(1, abs=1e-6)
+
+
+def test_discounts_by_hand():
+    assert estimate_discounts(np.repeat([1, 2, 3, 4, 9], [6, 3, 2, 1, 5])).tolist() == pytest.approx([0, 0.5, 1, 2])
+    for counts in ([1, 1, 2, 3, 3, 3, 3, 3, 3, 3], [1, 1, 1, 3], [5, 6], []):  # out of range; no twos; all frequent; nothing
+        assert estimate_discounts(np.array(counts, int)).tolist() == [0, *FALLBACK]
+
+
+def test_lower_orders_count_company():
+    lines = [["san", "francisco"]] * 20 + [["a", "fog"], ["the", "fog"], ["thick", "fog"]]
+    symbols, *text = encode_sentences(lines)
+    one, two = count_ngrams(symbols, *text, 2)
+    company = dict(zip(symbols, one.adjusted(two)))
+    assert company["francisco"] == 1 and company["fog"] == 3 and company["san"] == 1 and company[EOS] == 2 and company[BOS] == company[UNK] == 0
+    starts = two.begins
+    assert sorted(two.adjusted(None)[starts]) == [1, 1, 1, 20]
+
+
+def test_counts_against_a_loop():
+    symbols, *text = encode_sentences(WORDS)
+    for n, found in enumerate(count_ngrams(symbols, *text, 4), 1):
+        lines = [[BOS, *word, EOS] for word in WORDS]
+        expected = Counter(tuple(line[i:i + n]) for line in lines for i in range(len(line) - n + 1))
+        if n == 1: expected = {(s,): 0 if s in (BOS, UNK) else expected[(s,)] for s in symbols}
+        names = [()]
+        for grams in count_ngrams(symbols, *text, n): names = [names[k // len(symbols)] + (symbols[k % len(symbols)],) for k in grams.key]
+        assert dict(zip(names, found.count.astype(int).tolist())) == dict(expected)
+
+
+def test_a_counter_says_the_same():
+    for a, b in zip(train_ngrams(WORDS, 5).grams, train_ngrams(Counter(WORDS), 5).grams):
+        assert np.array_equal(a.key, b.key) and np.array_equal(a.log10, b.log10) and np.array_equal(a.backoff, b.backoff)
+
+
+def test_longer_histories_help():
+    words = prepare_words(SMALL_TEXT)
+    order = np.random.default_rng(0).permutation(len(words))
+    learn, guess = ([words[i] for i in half] for half in np.split(order, [3 * len(words) // 4]))
+    perplexity = [train_ngrams(learn, n).perplexity(guess) for n in (1, 2, 3, 4)]
+    assert perplexity == sorted(perplexity, reverse=True) and perplexity[3] < 0.7 * perplexity[0]
+
+
+def test_what_cannot_be_trained():
+    for lines, order, said in (([], 2, "no symbol"), (["", ""], 2, "no symbol"), (["ab"], 5, "at most 4"), (["ab"], 0, "an order of 0"),
+                               ([["a", BOS]], 2, "set by the model"), ([[UNK]], 2, "set by the model"), ([["a", EOS, "b"]], 2, "set by the model")):
+        with pytest.raises(LanguageModelError, match=said): train_ngrams(lines, order)
+
+
+def test_the_embedded_model_draws_and_knows_no_simulator(english):
+    assert english.order == 6 and set(english.symbols) == {BOS, EOS, UNK, *string.ascii_lowercase}
+    drawn = ["".join(line) for line in draw_lines(english, 300, np.random.default_rng(0))]
+    again = ["".join(line) for line in draw_lines(english, 300, np.random.default_rng(0))]
+    noise = ["".join(np.random.default_rng(i).permutation(list(w))) for i, w in enumerate(drawn)]
+    assert drawn == again and len(drawn) == 300
+    assert english.perplexity(drawn) < english.perplexity(noise) / 2  # the same letters in another order
+    assert "semgbook.synthetic" not in open(train_ngrams.__code__.co_filename).read()
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+def test_words():
+    for text, expected in (("Don't stop -- it's the dogs' well-known dog, 3rd of the race.", "do stop it the dogs dog of the race"),  # as nltk 3.9
+                           ("We've said: \"she'll (perhaps) come; won't you?\"", "we said she perhaps come wo you"),
+                           ("They're 'quoted words' and I'd say so...", "they quoted words and i say so"),
+                           ("Prices rose 5%, A&B said, #tag user@host.", "prices rose a b said tag user host"),
+                           ("and/or foo_bar naïve O'Clock x-ray a @-@ b the 1990s , the U.S. were", "a b the the were"),
+                           ("Mr. Smith cannot say “hello” don’t a,3", "mr smith cannot say hello do a"),                         # not as nltk
+                           ("", "")):
+        assert " ".join(prepare_words(text)) == expected
+    with pytest.raises(LanguageModelError, match="spacy"): prepare_words("a", "spacy")
+
+
+def test_words_as_nltk_cuts_them():
+    tokenize = pytest.importorskip("nltk.tokenize", reason="nltk is not installed: our tokenizer is not compared with it").word_tokenize
+    for sentence in SMALL_TEXT.replace("\n", " ").split(". "):
+        theirs = [t for t in map(str.lower, tokenize(sentence, preserve_line=True)) if t.isascii() and t.isalpha()]
+        assert prepare_words(sentence) == theirs
+
+
+def test_nltk_without_its_package(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "nltk.tokenize", None)
+    with pytest.raises(LanguageModelError, match="pip install nltk"): prepare_words("a", "nltk")
+
+
+# --- KenLM ----------------------------------------------------------------------------------------
+
+def test_without_kenlm(monkeypatch, write):
+    real = builtins.__import__
+    monkeypatch.setattr(builtins, "__import__", lambda name, *a, **k: (_ for _ in ()).throw(ImportError(name)) if name == "kenlm" else real(name, *a, **k))
+    with pytest.raises(LanguageModelError, match="read the ARPA file"): read_kenlm_binary(write(), "ab")
+
+
+@pytest.fixture(scope="module")
+def kenlm():
+    return pytest.importorskip("kenlm", reason="the package kenlm is not installed: perplexities are not compared with it")
+
+
+def compare(kenlm, path):
+    "Largest relative difference of the perplexity of single lines, and the difference over all of them."
+    theirs, ours, generator = kenlm.Model(str(path)), read_arpa(path), np.random.default_rng(0)
+    lines = ["the", "water", "", "xzqj", "aé", *("".join(generator.choice(list("etaoinshrdlu"), n)) for n in generator.integers(1, 12, 300))]
+    single = max(abs(ours.perplexity([line]) / theirs.perplexity(" ".join(line)) - 1) for line in lines)
+    pooled = 10 ** (-sum(theirs.score(" ".join(line)) for line in lines) / sum(len(line) + 1 for line in lines))
+    return single, abs(ours.perplexity(lines) - pooled)
+
+
+def test_perplexity_as_kenlm(kenlm, tmp_path, english):
+    single, pooled = compare(kenlm, write_arpa(english, tmp_path / "english.arpa"))
+    assert single < 1e-5 and pooled < 1e-4
+
+
+def test_perplexity_as_kenlm_golden(kenlm, shared):
+    single, pooled = compare(kenlm, shared("golden/lm.arpa"))
+    assert single < 1e-5 and pooled < 1e-4
+
+
+def test_tables_asked_from_kenlm(kenlm, tmp_path, english):
+    asked = read_kenlm_binary(write_arpa(english, tmp_path / "english.arpa"), string.printable)
+    assert set(asked.symbols) == set(english.symbols)
+    words = ["the", "then", "quiz", "zzz", "", *WORDS[:-1]]
+    rows_of = [np.array([asked.symbols.index(c) for c in [*word, EOS]]) for word in words]
+    for start, bos in ((asked.start, True), (0, False)):
+        scores = walk(asked, rows_of, start)
+        for word, found in zip(words, scores): assert found[:len(word) + 1] == pytest.approx(english.score(word, bos=bos), abs=2e-5)
+    with pytest.raises(LanguageModelError, match="knows none"): read_kenlm_binary(tmp_path / "english.arpa", "ÄÖ")
+    with pytest.raises(LanguageModelError, match="more than 10"): read_kenlm_binary(tmp_path / "english.arpa", "abc", max_states=10)
