@@ -175,9 +175,8 @@ class Encoder(nn.Module):
         n_freqs:int, # frequency bins, F
     ):
         super().__init__()
-        self.specs = with_front(line)
-        self.shape = shape = (n_bands, n_channels, n_freqs)
-        self.blocks, seen = nn.ModuleDict(), Counter()
+        self.specs, self.shape = with_front(line), (n_bands, n_channels, n_freqs)
+        self.blocks, seen, shape = nn.ModuleDict(), Counter(), self.shape
         for spec in self.specs:
             for _ in range(spec.count):
                 seen[spec.name] += 1

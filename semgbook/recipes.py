@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'POSITIVE', 'NOT_NEGATIVE', 'STANDARD', 'GENERIC', 'PERSONAL', 'BASELINE', 'EMBEDDED', 'QUICK',
-           'EMBEDDED_GENERIC', 'PRESETS', 'Data', 'FrontEndSettings', 'Optimiser', 'Training', 'Decoding', 'Recipe',
-           'RecipeError', 'read_fields', 'recipe_from_dict', 'checked', 'override', 'differences', 'tds_generic',
-           'bilstm_generic', 'tds_personal', 'tds_finetuned', 'tds_decoded', 'bilstm_kao', 'tds_embedded',
-           'bilstm_embedded', 'tds_generic_embedded', 'bilstm_generic_embedded', 'tds_personal_embedded',
-           'tds_finetuned_embedded', 'tds_decoded_embedded', 'preset', 'requested']
+           'EMBEDDED_GENERIC', 'HYBRIDS', 'COURSE', 'PRESETS', 'Data', 'FrontEndSettings', 'Optimiser', 'Training',
+           'Decoding', 'Recipe', 'RecipeError', 'read_fields', 'recipe_from_dict', 'checked', 'override', 'differences',
+           'tds_generic', 'bilstm_generic', 'tds_personal', 'tds_finetuned', 'tds_decoded', 'bilstm_kao',
+           'tds_embedded', 'bilstm_embedded', 'tds_generic_embedded', 'bilstm_generic_embedded',
+           'tds_personal_embedded', 'tds_finetuned_embedded', 'tds_decoded_embedded', 'hybrid', 'suitable_context',
+           'hybrid_embedded', 'hybrid_presets', 'preset', 'requested']
 
 # %% ../nbs/50_recipes.ipynb #da99e4ae
 import dataclasses
@@ -16,9 +17,11 @@ import difflib
 import json
 import math
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from typing import get_args, get_origin, get_type_hints
 
 from .augment import AugmentSettings
+from .encoders import encoder_facts, narrow, sketch
 from .repro import stable_hash
 
 # %% ../nbs/50_recipes.ipynb #data
@@ -36,6 +39,10 @@ class Data:
     left_context_s: float = 0.9  # signal before the window, no labels, s
     right_context_s: float = 0.1  # signal after the window, no labels, s
     electrodes: int = 0  # electrodes per band given to the model; 0: as recorded, 16: an 8-electrode band is tiled
+    keep_electrodes: tuple = ()  # only these electrodes of a band, counted round the ring; empty: all
+    after_rotation: bool = False  # remove them after the rotation, as was published, instead of before
+    rate_factor: int = 1  # divide the sampling rate by this
+    rate_method: str = "decimate"  # decimate, or the published ways: hold, frames (see 22_ablations)
     placement: str = "auto"  # where the training signal lives: auto, mmap, cache, ram, device
 
     def samples(self,
@@ -71,6 +78,7 @@ class Optimiser:
 class Training:
     "How long, how many at once, how precisely."
     epochs: int = 50  # passes over the training windows
+    steps: int = 0  # as many epochs as make this many optimiser steps; 0: epochs decide
     batch_size: int = 32  # windows
     precision: str = "32-true"  # 32-true, bf16-mixed or 16-mixed
     patience: int = 0  # epochs without a better validation CER before stopping; 0: never
@@ -154,10 +162,10 @@ def recipe_from_dict(values: dict,  # what `Recipe.to_dict` made, or a person wr
 # %% ../nbs/50_recipes.ipynb #at
 CHOICES = {"optimiser.name": ("adam", "adamw"), "optimiser.schedule": ("constant", "warmup_cosine", "one_cycle"),
            "training.precision": ("32-true", "bf16-mixed", "16-mixed"), "training.device": ("auto", "cpu", "cuda"),
-           "data.placement": ("auto", "mmap", "cache", "ram", "device")}
-POSITIVE = ("data.window_s", "front_end.n_fft", "front_end.hop", "optimiser.lr", "optimiser.accumulate",
+           "data.placement": ("auto", "mmap", "cache", "ram", "device"), "data.rate_method": ("decimate", "hold", "frames")}
+POSITIVE = ("data.rate_factor", "data.window_s", "front_end.n_fft", "front_end.hop", "optimiser.lr", "optimiser.accumulate",
             "training.epochs", "training.batch_size", "training.decode_train_every")
-NOT_NEGATIVE = ("decoding.beam", "decoding.top_classes", "data.train_minutes", "data.left_context_s", "data.right_context_s", "data.electrodes", "optimiser.weight_decay", "optimiser.warmup",
+NOT_NEGATIVE = ("training.steps", "decoding.beam", "decoding.top_classes", "data.train_minutes", "data.left_context_s", "data.right_context_s", "data.electrodes", "optimiser.weight_decay", "optimiser.warmup",
                 "optimiser.clip", "training.patience")
 
 
@@ -292,10 +300,56 @@ def tds_decoded_embedded() -> Recipe:
     "One simulated user, read greedily, by beam search, and with the embedded language model. Nothing published: the data are simulated."
     return replace(tds_embedded(), name="tds_decoded_embedded", decoding=Decoding(beam=50, lm="embedded", sweep=True))
 
+# %% ../nbs/50_recipes.ipynb #hybrids
+HYBRIDS = {  # encoder -> method, published validation and test CER in percent (None: not published)
+    "tds_2": ("CNN 2", None, None), "tds_4": ("CNN 4", 20.69, 22.65), "tds_6": ("CNN 6", None, None), "tds_8": ("CNN 8", None, None),
+    "tds_2_transformer_2": ("CNN 2 + Transformer 2", None, None), "tds_4_transformer_2": ("CNN 4 + Transformer 2", 18.19, 24.36), "tds_4_transformer_4": ("CNN 4 + Transformer 4", 18.85, 24.88),
+    "tds_6_transformer_2": ("CNN 6 + Transformer 2", None, None), "tds_8_transformer_2": ("CNN 8 + Transformer 2", None, None),
+    "tds_4_gpt2_2": ("CNN 4 + GPT-2, 2 + 2 trained", 20.38, None), "tds_4_gpt2_1": ("CNN 4 + GPT-2, 1 + 1 trained", 18.68, None),
+    "lstm_4": ("BiLSTM 4", 19.52, 21.01), "lstm_4_tds_2": ("BiLSTM 4 + CNN 2", 19.74, 19.62), "lstm_4_tds_4": ("BiLSTM 4 + CNN 4", 17.32, 19.43), "tds_4_lstm_4": ("CNN 4 + BiLSTM 4", 17.39, 19.41),
+    "gru_4": ("GRU 4", 19.78, 19.88), "gru_4_tds_4": ("GRU 4 + CNN 4", 16.30, 18.11),
+    "transformer_2_gru_4_tds_4": ("Transformer 2 + GRU 4 + CNN 4", 15.11, 17.61), "transformer_2_lstm_4_tds_4": ("Transformer 2 + BiLSTM 4 + CNN 4", 19.74, 19.95),
+    "local_2_gru_4_tds_4": ("local attention 2 + GRU 4 + CNN 4", None, None), "conformer_2": ("Conformer 2", None, None), "stride_8_gru_4": ("stride 8 + GRU 4", None, None)}
+COURSE = Data("emg2qwerty", split="course", users=("89335547",))
+
+
+def hybrid(encoder: str,  # a key of HYBRIDS
+           ) -> Recipe:
+    "An architecture of the second report at its published width, on its subject."
+    return Recipe(f"hybrid_{encoder}", HYBRIDS[encoder][0], COURSE, augment=STANDARD, encoder=encoder, optimiser=replace(BASELINE, warmup=0.2, per_epoch=True), training=Training(epochs=50))
+
+
+@cache
+def suitable_context(line: str,  # of an encoder
+                     n_fft: int, hop: int,  # of the front end, samples at 2 kHz
+                     ) -> float:
+    "Left context that suits an encoder, s: its receptive field less an eighth of a second, or 0.3 where it has no bound."
+    field_ms = None if "gpt2" in line else encoder_facts(sketch(line, 2, 16, n_fft // 2 + 1), 150, n_fft, hop)["field_ms"]
+    return 0.3 if field_ms is None else round(max(field_ms / 1000 - 0.125, 0.0), 3)
+
+
+def hybrid_embedded(encoder: str,  # a key of HYBRIDS
+                    ) -> Recipe:
+    "The same architecture at a small width, on one simulated user."
+    line = narrow(encoder)
+    return Recipe(f"hybrid_{encoder}_embedded", HYBRIDS[encoder][0], replace(EMBEDDED, left_context_s=suitable_context(line, 64, 32)), FrontEndSettings(hop=32), STANDARD, line, 4.0, QUICK, Training(epochs=40, batch_size=8))
+
+
+def hybrid_presets() -> dict:
+    "Preset name -> function that makes it, with what was published in its docstring."
+    found = {}
+    for encoder, (method, val, test) in HYBRIDS.items():
+        said = f"Published: {val} % validation, {'no' if test is None else f'{test} %'} test CER, second report." if val else "Nothing published for it alone."
+        for make, where in ((hybrid, "on subject 89335547, 50 epochs"), (hybrid_embedded, "narrow, on one simulated user (about a minute on one CPU core)")):
+            function = partial(make, encoder)
+            function.__doc__ = f"{method} {where}. " + (said if make is hybrid else "Nothing published: the data are simulated.")
+            found[f"{make.__name__.replace('hybrid', f'hybrid_{encoder}')}"] = function
+    return found
+
 # %% ../nbs/50_recipes.ipynb #preset
 PRESETS = {make.__name__: make for make in (
     tds_generic, bilstm_generic, tds_personal, tds_finetuned, tds_decoded, bilstm_kao, tds_embedded, bilstm_embedded,
-    tds_generic_embedded, bilstm_generic_embedded, tds_personal_embedded, tds_finetuned_embedded, tds_decoded_embedded)}
+    tds_generic_embedded, bilstm_generic_embedded, tds_personal_embedded, tds_finetuned_embedded, tds_decoded_embedded)} | hybrid_presets()
 
 
 def preset(name: str,  # key of PRESETS

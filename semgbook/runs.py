@@ -6,7 +6,8 @@
 __all__ = ['SWEPT_WINDOWS', 'PROTOCOL', 'Run', 'run_name', 'read_json', 'run_state', 'write_status', 'planned_run', 'begun_from',
            'start_run', 'counts_entry', 'phase_entry', 'without_key', 'window_results', 'texts_table', 'tune_decoder',
            'evaluate', 'median_window', 'keep_example', 'LiveLine', 'epoch_line', 'phases_of', 'results_of',
-           'carry_out', 'RunRecord', 'read_run', 'list_runs', 'finished_runs', 'read_texts', 'runs_table', 'open_model']
+           'carry_out', 'RunRecord', 'read_run', 'list_runs', 'finished_runs', 'read_texts', 'runs_table',
+           'methods_table', 'open_model']
 
 # %% ../nbs/53_runs.ipynb #d8cbd3e2
 import io
@@ -22,14 +23,15 @@ import numpy as np
 import pandas as pd
 import torch
 
+from .encoders import encoder_facts, sketch
 from .inference import StretchResult, read_windows, readers_of, score_sessions, sweep_readers
 from .metrics import ErrorCounts, count_errors, count_errors_many
-from .recipes import Recipe, override, recipe_from_dict
+from .recipes import Recipe, differences, override, recipe_from_dict
 from .corpora import corpus_folder
 from .repro import atomic_write, fingerprint, pick_device, provenance, stable_hash
-from .session import list_sessions
+from .session import RATE_HZ, list_sessions
 from .splits import Part
-from .statistics import Interval, Scored, cer_interval, macro_cer
+from .statistics import Interval, Scored, across_seeds, cer_interval, macro_cer
 from .training import RunData, Score, build_model, count_parameters, fit, load_data, sample_field, sample_stride, score_windows, starting_weights
 from .transfer import load_checkpoint, load_into
 from .windows import part_labels
@@ -367,6 +369,26 @@ def runs_table(records: list,  # of RunRecord
     "One row per run and phase, ready for figures and tables; a leaked run says so in its method."
     keep = ("run_id", "experiment", "recipe_name", "seed", "parameters", "epochs", "steps", "split", "test_users_seen")
     return pd.DataFrame([{**{k: r.results[k] for k in keep}, "method": r.method, "phase": phase, **entry} for r in records for phase, entry in r.results["phases"].items()])
+
+# %% ../nbs/53_runs.ipynb #methods-table
+def methods_table(records: list,  # of RunRecord, finished runs of one experiment
+                  phase: str = "test",
+                  ) -> pd.DataFrame:
+    "One row per method: CER over its seeds with a 95 % interval of another seed, budget and cost."
+    rows = []
+    for method in dict.fromkeys(r.method for r in records):
+        own = [r for r in records if r.method == method]
+        for r in own:
+            if apart := {k: v for k, v in differences(r.recipe, own[0].recipe).items() if k != "training.seed"}:
+                raise ValueError(f"runs {own[0].folder.name} and {r.folder.name} of method {method!r} differ in more than the seed ({', '.join(apart)}): compare them under two names, or leave one out")
+        cers = [r.results["phases"][phase]["cer"] for r in own]
+        mean, low, high = across_seeds(cers) if len(cers) > 1 else (cers[0], None, None)
+        recipe, front = own[0].recipe, own[0].recipe.front_end
+        facts = encoder_facts(sketch(recipe.encoder, 2, recipe.data.electrodes or 16, front.n_fft // 2 + 1), 4 * RATE_HZ // front.hop, front.n_fft, front.hop)
+        rows.append({"method": method, "cer": mean, "low": low, "high": high, "n_seeds": len(cers), "parameters": own[0].results["parameters"], "mmacs_per_s": facts["mmacs_per_s"],
+                     "epochs": own[0].results["epochs"], "steps": own[0].results["steps"], "seconds": float(np.mean([r.provenance.get("training_seconds", np.nan) for r in own])),
+                     "field_ms": facts["field_ms"], "encoder": recipe.encoder})
+    return pd.DataFrame(rows)
 
 # %% ../nbs/53_runs.ipynb #open-model
 def open_model(path: Path,  # a run folder, or a .safetensors file with a card

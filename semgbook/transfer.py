@@ -16,6 +16,7 @@ __all__ = ['PROGRAM_PACKAGES', 'PROGRAM_REACHED', 'PROGRAM_WORDS', 'BUILTIN_TYPE
 # %% ../nbs/34_transfer.ipynb #transfer-imports
 import copy
 import io
+import itertools
 import json
 import logging
 import pickle
@@ -650,7 +651,7 @@ class Exportable(nn.Module):
             else: steps.append(next((make(block) for kind, make in REWRITTEN.items() if isinstance(block, kind)), block))
         self.steps = nn.ModuleList(([] if front_end is None else [SpectrogramConv(front_end)]) + steps)
         self.linear, self.one = copy.deepcopy(head.linear), encoder.context is None
-        self.least = encoder.field or encoder.stride
+        self.least = next(t for t in itertools.count(1) if encoder.out_lengths(t) > 0)
         self.shape = encoder.shape
         if front_end is not None: self.shape, self.least = encoder.shape[:2], front_end.context + (self.least - 1) * front_end.stride
         self.requires_grad_(False).eval()
