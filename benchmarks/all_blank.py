@@ -7,7 +7,7 @@ Narrow models on one simulated user. Every setting differs from "per step" in wh
 blank wins most frames, or at the step limit; the second condition is there because a model that types one frequent key all the time can come
 below 90 % without having heard anything. All settings of a recipe are scored on the same leading validation windows, whatever they train on. Runs that
 the output file already holds, with the same limit and the same way of looking, are kept, so settings and seeds can be added later.
-Leaves benchmarks/results/all_blank.json.
+A run is half a minute of one core, all of them most of an hour. Leaves benchmarks/results/all_blank.json.
 """
 import argparse
 import itertools
@@ -33,13 +33,14 @@ def places(optimiser):
 
 BASE = {**places(BASELINE), "training.epochs": 150, "blank_bias": 0.0}
 CYCLE = {**places(QUICK), "training.epochs": 60}
-SETTINGS = {  # name -> what differs from BASE; head_rate is a factor on the rate of the head's weights
+SETTINGS = {  # name -> what differs from BASE; head_rate is a factor on the rate of the head's weights, beta2 Adam's memory of squared gradients
     "per epoch": {"optimiser.per_epoch": True},
     "per step": {},
     "bias -2": {"blank_bias": -2.0},
     "bias 4": {"blank_bias": 4.0},
     "clip": {"optimiser.clip": 1.0},
     "clip, bias 4": {"optimiser.clip": 1.0, "blank_bias": 4.0},
+    "short memory": {"beta2": 0.99},  # a hundred steps instead of a thousand
     "head rate x 10": {"head_rate": 10.0},
     "rate 3e-3": {"optimiser.lr": 3e-3},
     "rate 3e-3, clip": {"optimiser.lr": 3e-3, "optimiser.clip": 1.0},
@@ -52,10 +53,10 @@ SETTINGS = {  # name -> what differs from BASE; head_rate is a factor on the rat
 
 
 def recipe_of(name, setting, seed):
-    "The recipe of one run, and the factor on the rate of its head."
+    "The recipe of one run, and what a recipe cannot say: the factor on the rate of the head, and Adam's second beta."
     changes = {**BASE, **SETTINGS[setting], "training.seed": seed}
-    head_rate, factor = changes.pop("head_rate", 1.0), changes.pop("batch_factor", 1)
-    return override(preset(name), {**changes, "training.batch_size": factor * preset(name).training.batch_size}), head_rate
+    head_rate, beta2, factor = changes.pop("head_rate", 1.0), changes.pop("beta2", 0.999), changes.pop("batch_factor", 1)
+    return override(preset(name), {**changes, "training.batch_size": factor * preset(name).training.batch_size}), head_rate, beta2
 
 
 def batches_of(data, seed):
@@ -80,7 +81,7 @@ def has_left(row, args):
 
 def train_until_it_speaks(name, setting, seed, windows, args):
     "One run: its trace, and the first evaluated step below the limit (None: not within the steps)."
-    recipe, head_rate = recipe_of(name, setting, seed)
+    recipe, head_rate, beta2 = recipe_of(name, setting, seed)
     data = load_data(recipe)
     use_deterministic(seed)
     model = build_model(recipe, 2, data.n_channels)
@@ -88,6 +89,7 @@ def train_until_it_speaks(name, setting, seed, windows, args):
     groups = [{"params": [p for n, p in model.named_parameters() if not n.startswith("head.")]}, {"params": head, "lr": head_rate * recipe.optimiser.lr}]
     n_per_epoch = len(data.train)
     chosen, schedule = build_optimiser(groups if head_rate != 1 else model.parameters(), recipe.optimiser, recipe.training.epochs * n_per_epoch, n_per_epoch)
+    for group in chosen.param_groups: group["betas"] = (group["betas"][0], beta2)
     trace, busy = [look(model, windows, data.charset, args, 0)], time.process_time()
     for step, (batch, generator) in enumerate(itertools.islice(batches_of(data, seed), args.steps), 1):
         loss, _ = ctc_loss(model(batch.signal, batch.signal_lengths, generator, batch.contexts), batch.labels, batch.label_lengths)
@@ -108,6 +110,13 @@ def stored_runs(output, way):
     if not output.is_file(): return {}
     old = json.loads(output.read_text())
     return {(r["recipe"], r["setting"], r["seed"]): r for r in old["runs"]} if old["way"] == way else {}
+
+
+def as_text(machine, way, runs):
+    "JSON with one line per run, in the order of SETTINGS."
+    place = list(SETTINGS)
+    lines = [json.dumps(r) for r in sorted(runs.values(), key=lambda r: (r["recipe"], place.index(r["setting"]), r["seed"]))]
+    return f'{{"machine": {json.dumps(machine)},\n"way": {json.dumps(way)},\n"runs": [\n' + ",\n".join(lines) + "\n]}\n"
 
 
 def main():
@@ -132,8 +141,8 @@ def main():
             if (name, setting, seed) in runs: continue
             runs[name, setting, seed] = run = train_until_it_speaks(name, setting, seed, data.val, args)
             print(f"{name:16} seed {seed}  {setting:24} {run['left'] or f'not within {args.steps}'}", f"({run['seconds']} s)", flush=True)
-            results = dict(machine=dict(platform=platform.platform(), threads=args.threads, torch=torch.__version__), way=way, runs=list(runs.values()))
-            atomic_write(args.output, json.dumps(results, indent=1) + "\n")
+            machine = dict(platform=platform.platform(), threads=args.threads, torch=torch.__version__)
+            atomic_write(args.output, as_text(machine, way, runs))
 
 
 if __name__ == "__main__":

@@ -375,7 +375,7 @@ def print_error_bars(
     return fig
 
 # %% ../nbs/60_figures.ipynb #03471802
-FIGURES = {f.__name__: f for f in (loss_curves, cer_curves, error_bars, error_kinds, emission_heatmap, print_curves, print_error_bars)}
+FIGURES = {f.__name__: f for f in (loss_curves, cer_curves, error_bars, error_kinds, sweep_map, cost_map, study_curves, emission_heatmap, print_curves, print_error_bars)}
 
 # %% ../nbs/60_figures.ipynb #figure-div
 def figure_div(

@@ -8,6 +8,7 @@ __all__ = ['ChunkPlan', 'plan_bounded', 'plan_windows', 'drop_silent', 'plan_chu
            'sweep_readers']
 
 # %% ../nbs/52_inference.ipynb #886e7942
+import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -61,7 +62,7 @@ def plan_windows(n_samples: int,  # length of the stretch
 # %% ../nbs/52_inference.ipynb #drop-silent
 def drop_silent(model: Model, plan: ChunkPlan) -> ChunkPlan:
     "The plan without chunks too short for a single emission."
-    speaks = model.encoder.out_lengths(model.front_end.out_lengths(plan.stops - plan.starts)) > 0
+    speaks = model.out_lengths(plan.stops - plan.starts) > 0
     return ChunkPlan(plan.starts[speaks], plan.stops[speaks], plan.joined)
 
 
@@ -74,7 +75,8 @@ def plan_chunks(model: Model,  # states its field and stride
     "The chunks of a stretch of signal that suit this model."
     field, stride = sample_field(model), sample_stride(model)
     if field is None: return drop_silent(model, plan_windows(n_samples, *recipe.data.samples(rate_hz)))
-    return plan_bounded(n_samples, field, stride, max(round(chunk_s * rate_hz / stride), 1))
+    whole = model.adapter.grid // math.gcd(model.adapter.grid, stride)  # emissions between places where a chunk may begin
+    return plan_bounded(n_samples, field, stride, whole * max(round(chunk_s * rate_hz / stride / whole), 1))
 
 
 @torch.no_grad()

@@ -32,7 +32,7 @@ from .repro import atomic_write, fingerprint, pick_device, provenance, stable_ha
 from .session import RATE_HZ, list_sessions
 from .splits import Part
 from .statistics import Interval, Scored, across_seeds, cer_interval, macro_cer
-from .training import RunData, Score, build_model, count_parameters, fit, load_data, sample_field, sample_stride, score_windows, starting_weights
+from .training import RunData, Score, build_model, count_parameters, fit, frame_field, load_data, n_epochs, sample_field, sample_stride, score_windows, starting_weights
 from .transfer import load_checkpoint, load_into
 from .windows import part_labels
 
@@ -210,7 +210,7 @@ def keep_example(recipe: Recipe, model, data: RunData, score: Score, path: Path)
     log_probs = model(batch.signal.to(device), batch.signal_lengths.to(device)).log_probs[0].float().cpu().numpy()
     session, start = window_set.index.sessions[plan.sessions[0]], plan.read_start[0]
     labels, samples = part_labels(Part(session, int(plan.core_start[0]), int(plan.core_stop[0])), data.charset)
-    last_sample = np.arange(len(log_probs)) * sample_stride(model) + (sample_field(model) or model.front_end.context)
+    last_sample = np.arange(len(log_probs)) * sample_stride(model) + (sample_field(model) or frame_field(model))
     buffer = io.BytesIO()
     np.savez_compressed(buffer, log_probs=log_probs.astype(np.float16), frame_times=last_sample / session.rate_hz, press_times=(samples - start) / session.rate_hz,
                         charset=recipe.data.charset, reference=data.charset.text_of_labels(labels), prediction=score.predictions[index], session=session.name)
@@ -265,7 +265,7 @@ def phases_of(recipe: Recipe, scores: dict, texts: dict) -> dict:
     if recipe.data.charset == "fingers": phases |= {f"{phase}_no_rest": phase_entry(without_key(texts[phase], "r")) for phase in ("val", "test") if texts.get(phase)}
     return phases
 
-
+# %% ../nbs/53_runs.ipynb #results-of
 def results_of(run: Run, data: RunData, model, history: list) -> tuple:
     "The content of `results.json`, the texts by phase, the validation score and the sweep or None."
     scores, texts, sweep = evaluate(run.recipe, model, data)
@@ -288,8 +288,8 @@ def carry_out(run: Run,  # new or unfinished; a finished one is returned as it i
 
     def epoch_done(ledger, better):
         atomic_write(run.folder / "history.csv", pd.DataFrame(ledger.history).to_csv(index=False))
-        write_status(run, "running", epoch=ledger.history[-1]["epoch"] + 1, epochs=run.recipe.training.epochs, val_cer=ledger.best["val_cer"])
-        say(epoch_line(ledger.history[-1], run.recipe.training.epochs))
+        write_status(run, "running", epoch=ledger.history[-1]["epoch"] + 1, epochs=n_epochs(run.recipe, ledger.data), val_cer=ledger.best["val_cer"])
+        say(epoch_line(ledger.history[-1], n_epochs(run.recipe, ledger.data)))
 
     write_status(run, "running", epoch=0, epochs=run.recipe.training.epochs)
     try:
@@ -339,7 +339,7 @@ def read_run(folder: Path) -> RunRecord:
     return RunRecord(folder, recipe_from_dict(read_json(folder / "recipe.json")), read_json(folder / "results.json"),
                      pd.read_csv(folder / "history.csv"), read_json(folder / "provenance.json", {}))
 
-
+# %% ../nbs/53_runs.ipynb #list-runs
 def list_runs(root: Path,  # such as reports/runs
               experiment: str = "",  # only this one; empty: all
               ) -> list:

@@ -128,7 +128,13 @@ def test_detector_speaks_after_patience_and_again_and_starts_over():
     detector, silent, fine = AllBlankDetector(patience=3), 1.0, 0.95
     said = [bool(detector.epoch(share)) for share in [silent] * 2 + [fine] + [silent] * 7]
     assert said == [False] * 5 + [True, False, False, True, False]
-    assert "1.0e-08" in AllBlankDetector(patience=1).epoch(1.0, lr=1e-8) and "blank_bias" in AllBlankDetector(patience=1).epoch(1.0)
+
+
+def test_message_tells_the_rate_and_the_remedies_in_measured_order():
+    said = AllBlankDetector(patience=1).epoch(1.0, lr=1e-8)
+    assert "1.0e-08" in said and "not known" in AllBlankDetector(patience=1).epoch(1.0)
+    places = [said.index(word) for word in ("optimiser.clip", "one_cycle", "blank_bias=4", "labels do not belong")]
+    assert places == sorted(places) and "blank_bias=-" not in said
 
 
 def test_detector_adds_up_batches():

@@ -46,17 +46,38 @@ EXAMPLES = {
     "cer_curves": dict(histories=HISTORIES, protocol=PROTOCOL),
     "error_bars": dict(rows=ROWS, protocol=PROTOCOL),
     "error_kinds": dict(rows=ROWS, protocol=PROTOCOL),
+    "sweep_map": dict(rows=pd.DataFrame([(w, b, 9 + (w - 1)**2 + b) for w in (0.0, 1.0, 2.0) for b in (0.0, 2.0)], columns=["lm_weight", "insertion_bonus", "cer"]), protocol=PROTOCOL),
+    "cost_map": dict(rows=ROWS[ROWS.phase == "test"].assign(parameters=[5e6, 1.5e6], seconds=[100.0, 250.0]), protocol=PROTOCOL),
+    "study_curves": dict(rows=pd.DataFrame(dict(x=[4, 16, 4, 16], way=["TDS", "TDS", "BiLSTM", "BiLSTM"], cer=[20.0, 9, 30, 9], low=[18.0, 8, 28, 8], high=[22.0, 10, 32, 10])), x_title="electrodes per band (count)", protocol=PROTOCOL),
     "emission_heatmap": dict(**stretch(), protocol=PROTOCOL),
     "print_curves": dict(histories=HISTORIES),
     "print_error_bars": dict(rows=ROWS),
 }
-UNITS = dict(loss_curves="nats", cer_curves="%", error_bars="%", error_kinds="%", emission_heatmap="(s)", print_curves="%", print_error_bars="%")
+UNITS = dict(loss_curves="nats", cer_curves="%", error_bars="%", error_kinds="%", sweep_map="weight", cost_map="%", study_curves="%", emission_heatmap="(s)", print_curves="%", print_error_bars="%")
 
 
 def test_registry_is_complete():
     "Every public function of the module that draws is registered, and each has an example here."
     drawing = {n for n, f in vars(figures).items() if not n.startswith("_") and n != "style" and getattr(f, "__annotations__", {}).get("return") in (go.Figure, Figure)}
     assert set(FIGURES) == drawing == set(EXAMPLES) == set(UNITS)
+
+
+def test_the_best_pair_of_a_sweep_is_ringed():
+    figure = figures.sweep_map(**EXAMPLES["sweep_map"])
+    assert (figure.data[1].x, figure.data[1].y) == (("1",), ("0",)) and np.nanmin(figure.data[0].z) == 9
+    with pytest.raises(figures.FigureError, match="insertion_bonus"): figures.sweep_map(pd.DataFrame(dict(lm_weight=[1.0], cer=[2.0])))
+
+
+def test_costs_are_exchanged_by_buttons():
+    figure = figures.cost_map(**EXAMPLES["cost_map"])
+    assert [b.args[0]["x"] for b in figure.layout.updatemenus[0].buttons] == [[[5e6], [1.5e6]], [[100.0], [250.0]]]
+    with pytest.raises(figures.FigureError, match="parameters"): figures.cost_map(ROWS)
+
+
+def test_each_way_of_a_study_is_a_line_in_order_of_what_was_varied():
+    example = EXAMPLES["study_curves"]
+    shuffled = figures.study_curves(example["rows"].sample(frac=1, random_state=1), example["x_title"])
+    assert {t.name: (tuple(t.x), tuple(t.y)) for t in shuffled.data} == {"TDS": ((4, 16), (20, 9)), "BiLSTM": ((4, 16), (30, 9))}
 
 
 @pytest.mark.parametrize("name", list(FIGURES))
@@ -216,7 +237,7 @@ def test_page_makes_no_request(page):
     assert re.findall(r'href="(https?://[^"]*)"', own) == ["https://example.org/paper"]     # followed only on a click
     assert not re.search(r"<script[^>]+src", text)
     assert page.stat().st_size < 8 * 2**20 and text.count("plotly.js v") == 1 and "<title>A &lt;report&gt;</title>" in text
-    assert text.count('class="sg-plotly"') == 5 and own.count("data:image/png;base64,") == 2 and len(set(re.findall(r'id="(figure-\d+)"', text))) == 5
+    assert text.count('class="sg-plotly"') == 8 and own.count("data:image/png;base64,") == 2 and len(set(re.findall(r'id="(figure-\d+)"', text))) == 8
 
 
 def test_page_without_plotly_figures_carries_no_plotly(tmp_path):
@@ -248,4 +269,4 @@ def test_page_draws_in_a_browser(page, tmp_path):
     if not dom: pytest.skip("chromium does not start here")
     assert not re.search(r'<html[^>]*data-error="([^"]*)"', dom), re.search(r'<html[^>]*data-error="([^"]*)"', dom)[1]
     drawn = re.split(r'<div class="sg-plotly', dom.split("<script>!function")[0])[1:]
-    assert len(drawn) == 5 and all('class="main-svg"' in d and 'class="xtick"' in d for d in drawn)
+    assert len(drawn) == 8 and all('class="main-svg"' in d and 'class="xtick"' in d for d in drawn)

@@ -5,7 +5,10 @@ import torch
 from toys import toy_corpus, toy_recipe
 
 from semgbook.charset import get_charset
-from semgbook.inference import ChunkPlan, chunk_emissions, decode_stretch, plan_bounded, plan_chunks, plan_windows, score_sessions
+from semgbook.inference import (ChunkPlan, chunk_emissions, decode_stretch, language_table, plan_bounded, plan_chunks, plan_windows, read_windows,
+                                readers_of, score_sessions, sweep_readers)
+from semgbook.language_model import embedded_language_model, write_arpa
+from semgbook.recipes import override
 from semgbook.session import list_sessions, open_session
 from semgbook.splits import Part
 from semgbook.store import SignalStore
@@ -65,8 +68,8 @@ def test_unbounded_chunks_are_the_windows_of_validation(corpus):
     model, data = build_model(recipe, 2, 16).eval(), load_data(recipe)
     part = data.split.val[0]
     windowed = "".join(score_windows(model, data.val, data.charset, torch.device("cpu")).predictions)
-    whole = decode_stretch(model, SignalStore([part.session]), 0, part, data.charset, recipe)
-    assert len(windowed) > 10 and whole.startswith(windowed)
+    whole = decode_stretch(model, SignalStore([part.session]), 0, part, recipe, readers_of(recipe, data.charset))
+    assert len(windowed) > 10 and whole["greedy"].startswith(windowed)
 
 
 def test_references_are_everything_typed(corpus, session):
@@ -88,8 +91,9 @@ def test_text_does_not_depend_on_the_chunk_length(corpus, session):
     recipe = toy_recipe(corpus, blank_bias=-3.0)
     torch.manual_seed(0)
     model, part = build_model(recipe, 2, 16).eval(), Part(session, 0, session.n_samples)
-    texts = {decode_stretch(model, SignalStore([session]), 0, part, QWERTY, recipe, s) for s in (0.2, 1.0, 100.0)}
-    assert len(texts) == 1 and len(texts.pop()) > 20
+    recipe = override(recipe, {"decoding.beam": 6, "decoding.lm": "embedded"})
+    texts = [decode_stretch(model, SignalStore([session]), 0, part, recipe, readers_of(recipe, QWERTY), s) for s in (0.2, 1.0, 100.0)]
+    assert set(texts[0]) == {"greedy", "beam", "lm"} and texts[0] == texts[1] == texts[2] and len(texts[0]["greedy"]) > 20
 
 
 @pytest.mark.parametrize("joined, text", [(True, "a"), (False, "aa")])
@@ -100,4 +104,46 @@ def test_a_key_held_over_a_border(corpus, session, monkeypatch, joined, text):
     monkeypatch.setattr("semgbook.inference.plan_chunks", lambda *a: ChunkPlan(np.zeros(2, int), np.ones(2, int), joined))
     monkeypatch.setattr("semgbook.inference.chunk_emissions", lambda *a: iter([held, held]))
     recipe = toy_recipe(corpus)
-    assert decode_stretch(build_model(recipe, 2, 16), SignalStore([session]), 0, Part(session, 0, session.n_samples), QWERTY, recipe) == text
+    recipe = override(recipe, {"decoding.beam": 6})
+    read = decode_stretch(build_model(recipe, 2, 16), SignalStore([session]), 0, Part(session, 0, session.n_samples), recipe, readers_of(recipe, QWERTY))
+    assert read == {"greedy": text, "beam": text}
+
+
+def test_every_reader_sees_what_it_would_see_alone(corpus, session):
+    "One pass of the model feeds all readers; none of them changes what another one reads."
+    recipe = override(toy_recipe(corpus, blank_bias=-3.0), {"decoding.beam": 6, "decoding.lm": "embedded"})
+    torch.manual_seed(0)
+    model, part, readers = build_model(recipe, 2, 16), Part(session, 0, session.n_samples), readers_of(recipe, QWERTY)
+    together = {r.decoder: r for r in score_sessions(model, (part,), QWERTY, recipe, readers)}
+    for name, make in readers.items(): assert score_sessions(model, (part,), QWERTY, recipe, {name: make})[0] == together[name]
+    assert score_sessions(model, (part,), QWERTY, recipe)[0] == together["greedy"]
+
+
+def test_a_sweep_reads_each_pair_with_its_own_weights(corpus):
+    recipe = override(toy_recipe(corpus, blank_bias=-3.0), {"decoding.beam": 6, "decoding.lm": "embedded"})
+    torch.manual_seed(0)
+    model, windows = build_model(recipe, 2, 16).eval(), load_data(recipe).val.window_set
+    swept = read_windows(model, windows, sweep_readers(recipe, QWERTY, (0.0, 2.0), (2.0,)))
+    assert swept[2.0, 2.0] == read_windows(model, windows, {"lm": readers_of(recipe, QWERTY)["lm"]}, batch_size=1)["lm"]
+    assert swept[2.0, 2.0] != swept[0.0, 2.0] and all(len(texts) == len(windows) for texts in swept.values())
+    assert read_windows(model, windows, readers_of(recipe, QWERTY), np.array([1]))["lm"] == swept[2.0, 2.0][1:2]
+
+
+def test_language_models_by_name_or_file(tmp_path):
+    "An ARPA file, zipped or not, is read as ARPA; what is not there is refused by name."
+    words = embedded_language_model(3)
+    table = language_table(write_arpa(words, tmp_path / "m.arpa"), QWERTY)
+    assert table.symbols == words.table().symbols and language_table("embedded", QWERTY).n == 6
+    with pytest.raises((ValueError, OSError), match="nowhere"): language_table(tmp_path / "nowhere.arpa", QWERTY)
+
+
+@pytest.mark.parametrize("changes", [dict(data__rate_factor=2, front_end__n_fft=32, front_end__hop=8), dict(data__rate_factor=3, data__rate_method="frames"),
+                                     dict(data__keep_electrodes=[0, 5, 10]), dict(data__keep_electrodes=[0, 5], data__after_rotation=True), dict(data__rate_factor=3, data__rate_method="hold")])
+def test_chunks_equal_the_full_pass_whatever_is_taken_away(corpus, session, changes):
+    "Decimation, dropped frames, held samples and fewer electrodes change what an emission sees; the plan of chunks knows."
+    recipe = toy_recipe(corpus, **changes)
+    torch.manual_seed(0)
+    model, store = build_model(recipe, 2, 16).eval(), SignalStore([session])
+    full = torch.cat(list(chunk_emissions(model, store, 0, 0, plan_bounded(session.n_samples, sample_field(model), sample_stride(model), 10**9))))
+    parts = torch.cat(list(chunk_emissions(model, store, 0, 0, plan_chunks(model, session.n_samples, recipe, session.rate_hz, 0.7))))
+    assert len(full) == model.out_lengths(session.n_samples) > 20 and full.shape == parts.shape and float((full - parts).abs().max()) < 1e-4

@@ -8,7 +8,8 @@ import pytest
 import torch
 from toys import toy_corpus, toy_recipe
 
-from semgbook.recipes import Optimiser, override, preset
+from semgbook.ctc import ctc_loss
+from semgbook.recipes import PRESETS, Optimiser, override, preset
 from semgbook.training import Ledger, build_model, build_optimiser, count_parameters, fit, is_better, lineage_of, load_data, sample_field, sample_stride, score_windows, split_corpus, starting_weights
 from semgbook.splits import SplitError
 from semgbook.transfer import Checkpoint, load_checkpoint
@@ -182,6 +183,22 @@ def test_fewer_minutes_of_training(corpus):
     minutes = [sum(p.duration_s for p in data.split.train) / 60 for data in (some, all_of_it)]
     assert minutes[0] == pytest.approx(0.2, abs=1e-3) and minutes[1] > 0.3
     assert (some.split.val, some.split.test) == (all_of_it.split.val, all_of_it.split.test)
+
+
+@pytest.mark.parametrize("name", [n for n in PRESETS if n.endswith("_embedded") and (n != "tds_finetuned_embedded")])
+def test_every_embedded_preset_makes_a_model_that_can_learn(name):
+    "One window through the whole model and back: a finite loss, and a gradient for every movable weight."
+    recipe = preset(name)
+    if "gpt2" in recipe.encoder: pytest.importorskip("transformers", reason="the optional extra gpt2 is not installed")
+    model = build_model(recipe, 2, 16).train()
+    window, left, right = recipe.data.samples(2000.0)
+    signal = 20 * torch.randn(2, window + left + right, 2, 16, generator=torch.Generator().manual_seed(0))
+    emissions = model(signal, torch.tensor([signal.shape[1]] * 2), torch.Generator().manual_seed(0), torch.tensor([[left, right]] * 2))
+    assert 12 <= emissions.lengths.min() <= emissions.lengths.max() <= emissions.log_probs.shape[1]
+    loss, skipped = ctc_loss(emissions, torch.arange(10).repeat(2, 1), torch.tensor([10, 10]))
+    loss.backward()
+    assert loss.isfinite() and skipped == 0
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad), "a weight that nothing reaches"
 
 
 def test_published_sizes():
