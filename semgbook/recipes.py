@@ -107,7 +107,7 @@ class Recipe:
     front_end: FrontEndSettings = FrontEndSettings()
     augment: AugmentSettings = AugmentSettings()
     encoder: str = "tds"  # name in ENCODERS, or a line such as `norm mlp(features=64) tds:2`
-    blank_bias: float = 0.0  # added to the blank's bias before training; negative holds it back
+    blank_bias: float = 0.0  # added to the blank's bias before training; positive: the model starts silent
     optimiser: Optimiser = Optimiser()
     training: Training = Training()
     decoding: Decoding = Decoding()
