@@ -59,7 +59,7 @@ EXPERIMENTS = {e.id: e for e in (
                published={"TDS": {"val": dict(macro=15.65, macro_std=5.95), "test": dict(macro=15.38, macro_std=5.88),  # emg2qwerty, Table 2, personalised from random weights
                                   "val_lm": dict(macro=11.03, macro_std=4.45), "test_lm": dict(macro=9.55, macro_std=5.16)}}),
     Experiment("e20", "e20_architectures.ipynb", "Which architecture reads one person best, at equal budget?", tuple(f"hybrid_{e}_embedded" for e in HYBRIDS), (0, 1, 2),
-               smoke={"overrides": QUICKLY}, bounds={"test": (0, 130)},
+               smoke={"overrides": QUICKLY, "preset_name": "hybrid_tds_2_embedded"}, bounds={"test": (0, 130)},
                published={method: {phase: dict(cer=cer) for phase, cer in (("val", val), ("test", test)) if cer} for method, val, test in HYBRIDS.values() if val}),
     Experiment("e22", "e22_electrodes.ipynb", "How many electrodes does a wristband need, and which?", ("tds_embedded",), (0, 1, 2),
                smoke={"overrides": '{"training.epochs": 2, "method": "4 of 16, evenly", "data.keep_electrodes": [0, 4, 8, 12]}'}, bounds={"test": (0, 130)}),
@@ -98,7 +98,8 @@ def published_beside(name: str,  # experiment id
     for phase, ours in results["phases"].items():
         rows.append({"phase": phase, "whose": "this run", **{k: ours.get(k) for k in SHOWN}})
         if phase in published: rows.append({"phase": phase, "whose": "published", **{k: published[phase].get(k) for k in SHOWN}})
-    return pd.DataFrame(rows).set_index(["phase", "whose"]).astype(float).round(3)
+    table = pd.DataFrame(rows).set_index(["phase", "whose"]).astype(float).round(3)
+    return table.astype(object).where(table.notna(), "–")
 
 # %% ../nbs/54_book.ipynb #declared-parameters
 def declared_parameters(notebook: Path,  # an experiment notebook

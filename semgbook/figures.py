@@ -208,6 +208,12 @@ def error_kinds(
 COSTS = {"parameters": "parameters", "mmacs_per_s": "million multiply-adds per second of signal", "seconds": "training time (s)"}  # column -> axis title
 
 
+def _with_ends(rows):
+    "Rows that have a CER, with low, high and the words for them; one run has no interval."
+    rows = rows.reindex(columns=list(dict.fromkeys([*rows.columns, "low", "high"]))).astype(dict.fromkeys(["cer", "low", "high"], float)).dropna(subset=["cer"])
+    return rows.assign(span=[" (one run)" if np.isnan(low) else f" ({low:.2f} to {high:.2f})" for low, high in zip(rows.low, rows.high, strict=True)])
+
+
 def cost_map(
     rows: pd.DataFrame,  # method, cer and, where known, low, high, and columns of COSTS: one row per method
     protocol: str = "",  # how it was measured, budget included
@@ -216,13 +222,13 @@ def cost_map(
     need_columns(rows, ["method", "cer"], "the comparison")
     costs = [c for c in COSTS if c in rows and rows[c].notna().any()]
     if not costs: raise FigureError(f"the comparison has none of the columns {', '.join(COSTS)}: give at least one")
-    rows = rows.reindex(columns=list(dict.fromkeys([*rows.columns, "low", "high"]))).dropna(subset=["cer"])
+    rows = _with_ends(rows)
     fig = go.Figure()
     for row in rows.itertuples():
         fig.add_scatter(x=[getattr(row, costs[0])], y=[row.cer], text=[f" {row.method}"], mode="markers+text", textposition="middle right", textfont=dict(size=11), showlegend=False,
                         marker=dict(size=12, color=colour_of(row.method), line=dict(color="white", width=1)), name=row.method, cliponaxis=False,
                         error_y=dict(type="data", array=[row.high - row.cer], arrayminus=[row.cer - row.low], color=SOFT, thickness=1.2, width=4),
-                        hovertemplate=f"<b>{row.method}</b><br>CER %{{y:.2f}} % ({row.low:.2f} to {row.high:.2f})<br>%{{x:,.4g}}<extra></extra>")
+                        hovertemplate=f"<b>{row.method}</b><br>CER %{{y:.2f}} %{row.span}<br>%{{x:,.4g}}<extra></extra>")
     buttons = [dict(label=COSTS[c].split(" (")[0], method="update", args=[{"x": [[v] for v in rows[c]]}, {"xaxis.title.text": COSTS[c]}]) for c in costs]
     fig.update_layout(updatemenus=[dict(type="buttons", direction="right", buttons=buttons, x=0, xanchor="left", y=1.02, yanchor="bottom", showactive=True)])
     return style(fig, "CER against cost", protocol, height=560, xaxis=dict(type="log", title=COSTS[costs[0]]), yaxis=dict(title="CER (% of typed characters)", rangemode="tozero"), margin=dict(t=130, r=150))
@@ -235,12 +241,12 @@ def study_curves(
 ) -> go.Figure:
     "CER over what was varied, one line per way of varying it."
     need_columns(rows, ["x", "way", "cer"], "the study")
-    fig, rows = go.Figure(), rows.reindex(columns=list(dict.fromkeys([*rows.columns, "low", "high"])))
+    fig, rows = go.Figure(), _with_ends(rows)
     for way, part in rows.groupby("way", sort=False):
         part = part.sort_values("x")
         fig.add_scatter(x=part.x, y=part.cer, name=way, mode="lines+markers", line=dict(color=colour_of(way), width=2.4), marker=dict(size=9),
-                        error_y=dict(type="data", array=part.high - part.cer, arrayminus=part.cer - part.low, thickness=1.2, width=4), customdata=part[["low", "high"]],
-                        hovertemplate=f"<b>{way}</b><br>%{{x}}: CER %{{y:.2f}} % (%{{customdata[0]:.2f}} to %{{customdata[1]:.2f}})<extra></extra>")
+                        error_y=dict(type="data", array=part.high - part.cer, arrayminus=part.cer - part.low, thickness=1.2, width=4), customdata=part[["span"]],
+                        hovertemplate=f"<b>{way}</b><br>%{{x}}: CER %{{y:.2f}} %%{{customdata[0]}}<extra></extra>")
     return style(fig, "Character error rate", protocol, height=500, margin=dict(t=110), xaxis=dict(title=x_title, tickvals=sorted(set(rows.x))), yaxis=dict(title="CER (% of typed characters)", rangemode="tozero"))
 
 # %% ../nbs/60_figures.ipynb #sweep-map
@@ -251,7 +257,7 @@ def sweep_map(
     "CER over language-model weight and insertion bonus, the best pair ringed."
     need_columns(rows, ["lm_weight", "insertion_bonus", "cer"], "the sweep")
     grid, best = rows.pivot(index="insertion_bonus", columns="lm_weight", values="cer"), rows.loc[rows.cer.idxmin()]
-    fig = go.Figure(go.Heatmap(x=[f"{x:g}" for x in grid.columns], y=[f"{y:g}" for y in grid.index], z=grid.values, texttemplate="%{z:.1f}", colorscale=["#08306B", "#8CB9DC", "white"],
+    fig = go.Figure(go.Heatmap(x=[f"{x:g}" for x in grid.columns], y=[f"{y:g}" for y in grid.index], z=grid.values, zmin=best.cer, zmax=min(rows.cer.max(), 3 * best.cer + 1), texttemplate="%{z:.1f}", colorscale=["#08306B", "#8CB9DC", "white"],
                                colorbar=dict(title=dict(text="CER (%)", side="right"), thickness=12, outlinewidth=0),
                                hovertemplate="weight %{x}, bonus %{y}<br>CER %{z:.2f} %<extra></extra>"))
     fig.add_scatter(x=[f"{best.lm_weight:g}"], y=[f"{best.insertion_bonus:g}"], mode="markers", showlegend=False, hoverinfo="skip",

@@ -25,7 +25,7 @@ import torch
 
 from .encoders import encoder_facts, sketch
 from .inference import StretchResult, read_windows, readers_of, score_sessions, sweep_readers
-from .metrics import ErrorCounts, count_errors, count_errors_many
+from .metrics import ErrorCounts, count_errors, count_errors_after_backspaces, count_errors_many
 from .recipes import Recipe, differences, override, recipe_from_dict
 from .corpora import corpus_folder
 from .repro import atomic_write, fingerprint, pick_device, provenance, stable_hash
@@ -254,6 +254,7 @@ PROTOCOL = {
     "_lm": "the same emissions, prefix beam search with a language model at the recipe's weights",
     "_lm_tuned": "the same, weights chosen on validation windows",
     "macro": "mean over users, with population standard deviation",
+    "cer_after_backspaces": "whole sessions, after each backspace has removed the character before it in both texts",
     "interval": "95 %, bootstrap over what interval_of names: blocks of neighbouring characters of these sessions, sessions, or users",
 }
 
@@ -262,6 +263,8 @@ def phases_of(recipe: Recipe, scores: dict, texts: dict) -> dict:
     "Phase -> entry, for everything that was scored."
     phases = {"train": counts_entry(scores["train"].counts, scores["train"].loss)}
     phases |= {phase: phase_entry(rows, scores[phase.split("_")[0]].loss if phase in ("val", "test", "test_windowed") else None) for phase, rows in texts.items()}
+    for phase in (p for p in phases if p.split("_")[0] == "test" and p != "test_windowed"):  # a window may begin with the backspace of a character before it
+        phases[phase]["cer_after_backspaces"] = sum((count_errors_after_backspaces(r.reference, r.prediction) for r in texts[phase]), ErrorCounts()).cer
     if recipe.data.charset == "fingers": phases |= {f"{phase}_no_rest": phase_entry(without_key(texts[phase], "r")) for phase in ("val", "test") if texts.get(phase)}
     return phases
 

@@ -74,6 +74,14 @@ def test_costs_are_exchanged_by_buttons():
     with pytest.raises(figures.FigureError, match="parameters"): figures.cost_map(ROWS)
 
 
+@pytest.mark.parametrize("none", [None, np.nan])
+def test_one_seed_has_no_whisker_and_says_so(none):
+    rows = pd.DataFrame(dict(method=["TDS", "BiLSTM"], way=["TDS", "BiLSTM"], x=[4, 4], cer=[9.0, 8.0], low=[8.0, none], high=[10.0, none], parameters=[10, 20]), dtype=object)
+    for figure in (figures.cost_map(rows), figures.study_curves(rows, "x")):
+        assert [float(t.error_y.array[0]) == 1 for t in figure.data] == [True, False]
+        assert "one run" in (figure.data[1].hovertemplate + str(figure.data[1].customdata)) and "9.00" not in figure.data[0].hovertemplate
+
+
 def test_each_way_of_a_study_is_a_line_in_order_of_what_was_varied():
     example = EXAMPLES["study_curves"]
     shuffled = figures.study_curves(example["rows"].sample(frac=1, random_state=1), example["x_title"])

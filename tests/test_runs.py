@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from toys import toy_corpus, toy_recipe
 
-from semgbook.metrics import count_errors_many, total_errors
+from semgbook.metrics import count_errors_after_backspaces, count_errors_many, total_errors
 from semgbook.repro import atomic_write
 from semgbook.runs import begun_from, carry_out, list_runs, planned_run, read_run, read_texts, run_state, runs_table, start_run
 from semgbook.splits import SplitError
@@ -64,6 +64,8 @@ def test_the_kept_texts_give_the_reported_numbers(finished, phase):
     assert entry["macro"] == pytest.approx(entry["cer"]) and entry["macro_std"] == 0 and entry["n_users"] == 1, "one user: micro and macro agree"
     assert entry["interval_of"] == "blocks" and (entry["low"], entry["high"]) == (None, None), "fewer characters than two blocks: no interval is better than a wrong one"
     with pytest.raises(ValueError, match="test_lm"): read_texts(record, "test_lm")
+    after = total_errors([count_errors_after_backspaces(t.reference, t.prediction) for t in texts]).cer
+    assert entry.get("cer_after_backspaces") == (after if phase == "test" else None), "said of whole sessions only"
 
 
 def test_other_decoders_stand_beside_the_greedy_numbers(corpus, finished, tmp_path):
