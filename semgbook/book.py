@@ -95,8 +95,9 @@ def published_beside(name: str,  # experiment id
                      ) -> pd.DataFrame:
     "A run's phases and, under each, what was published for its method."
     published, rows = get_experiment(name).published.get(results["method"], {}), []
+    ours_is = "this run (LEAKED)" if results.get("leaks") else "this run"
     for phase, ours in results["phases"].items():
-        rows.append({"phase": phase, "whose": "this run", **{k: ours.get(k) for k in SHOWN}})
+        rows.append({"phase": phase, "whose": ours_is, **{k: ours.get(k) for k in SHOWN}})
         if phase in published: rows.append({"phase": phase, "whose": "published", **{k: published[phase].get(k) for k in SHOWN}})
     table = pd.DataFrame(rows).set_index(["phase", "whose"]).astype(float).round(3)
     return table.astype(object).where(table.notna(), "–")

@@ -178,9 +178,10 @@ def tune_decoder(recipe: Recipe, model, data: RunData) -> pd.DataFrame:
 
 def evaluate(recipe: Recipe,
              model,  # trained, in evaluation mode
-             data: RunData) -> tuple:
-    "Losses by phase, results by phase, the validation score, and the sweep or None."
-    device, readers, sweep = next(model.parameters()).device, readers_of(recipe, data.charset), None
+             data: RunData,
+             readers: dict) -> tuple:  # see `readers_of`
+    "Scores of windows by phase, texts by phase, and the sweep or None."
+    device, readers, sweep = next(model.parameters()).device, dict(readers), None
     data.train.set_epoch(0)
     train = score_windows(model, data.train, data.charset, device, max_batches=8)
     val, test = (score_windows(model, loader, data.charset, device) for loader in (data.val, data.test))
@@ -269,9 +270,9 @@ def phases_of(recipe: Recipe, scores: dict, texts: dict) -> dict:
     return phases
 
 # %% ../nbs/53_runs.ipynb #results-of
-def results_of(run: Run, data: RunData, model, history: list) -> tuple:
+def results_of(run: Run, data: RunData, model, history: list, readers: dict) -> tuple:
     "The content of `results.json`, the texts by phase, the validation score and the sweep or None."
-    scores, texts, sweep = evaluate(run.recipe, model, data)
+    scores, texts, sweep = evaluate(run.recipe, model, data, readers)
     users = {role: sorted({p.session.user for p in getattr(data.split, role)}) for role in ("train", "val", "test")}
     facts = {"run_id": run.run_id, "experiment": run.experiment, "recipe_name": run.recipe.name, "method": run.recipe.method, "seed": run.recipe.training.seed,
              "split": data.split.name, "users": users, "test_users_seen": bool(set(users["test"]) & set(users["train"])), "start": list(data.lineage.steps),
@@ -298,8 +299,9 @@ def carry_out(run: Run,  # new or unfinished; a finished one is returned as it i
     try:
         start = starting_weights(run.recipe, run.folder.parent)
         data = load_data(run.recipe, device, start)
+        readers = readers_of(run.recipe, data.charset)  # a language model that is not there is missed now, not after training
         model, history = fit(run.recipe, data, run.folder, device, epoch_done, start)
-        results, texts, val, sweep = results_of(run, data, model, history)
+        results, texts, val, sweep = results_of(run, data, model, history, readers)
         keep_example(run.recipe, model, data, val, run.folder / "examples.npz")
         atomic_write(run.folder / "texts.csv", texts_table(texts).to_csv(index=False))
         if sweep is not None: atomic_write(run.folder / "sweep.csv", sweep.to_csv(index=False))

@@ -81,6 +81,12 @@ def test_other_decoders_stand_beside_the_greedy_numbers(corpus, finished, tmp_pa
     assert results["phases"]["val_lm"]["cer"] == pytest.approx(at_published)
 
 
+def test_a_missing_language_model_is_missed_before_training(corpus, tmp_path):
+    recipe = toy_recipe(corpus, decoding__beam=8, decoding__lm=str(tmp_path / "nowhere.arpa"))
+    with pytest.raises((ValueError, OSError), match="nowhere.arpa"): carry_out(run := start_run("e99", recipe, tmp_path), lambda line: None)
+    assert run_state(run.folder) == "failed" and not (run.folder / "last.ckpt").exists()
+
+
 def test_a_personal_run_begins_with_the_generic_one(corpus, finished, tmp_path):
     asked = toy_recipe(corpus, training__epochs=1, start="generic")
     recipe = begun_from(asked, finished)
