@@ -8,12 +8,11 @@ __all__ = ['NODE', 'MEMO', 'TIME', 'ENTRY', 'CANDIDATE', 'INLINED', 'KERNELS', '
            'NGramTable', 'Arcs', 'check_table', 'arc_score', 'table_score', 'Scorer', 'memo_score', 'key_term',
            'node_of', 'BeamSettings', 'make_scorer', 'Beam', 'new_beam', 'merge_entry', 'rise', 'propose', 'settle',
            'read_frames', 'mark_ancestors', 'link_children', 'compiled', 'kept_part', 'compact', 'read_all',
-           'check_emissions', 'BeamDecoder', 'walk_up', 'read_text', 'end_words', 'beam_decode', 'sweep_beam',
-           'get_decoder', 'make_stream']
+           'check_emissions', 'BeamDecoder', 'walk_up', 'read_text', 'end_words', 'beam_decode', 'get_decoder',
+           'make_stream']
 
 # %% ../nbs/40_decoders.ipynb #e45aad0f
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property
 from types import FunctionType, SimpleNamespace
 from typing import NamedTuple
@@ -696,22 +695,6 @@ def beam_decode(
         decoder.push(log_probs[:length])
         out.append(decoder.finished())
     return out
-
-
-def sweep_beam(
-    emissions: Emissions,      # of validation examples
-    references: Sequence[str], # (N,) what was typed
-    charset: Charset | str,
-    lm: NGramTable,
-    weights: Sequence[float],  # values of lm_weight
-    bonuses: Sequence[float],  # values of insertion_bonus
-    cer: Callable[[list, list], float], # from references and predictions to an error rate, %
-    settings: BeamSettings | None = None, # everything else
-) -> list[dict]:               # one row for each pair, in the order of the loops
-    "The error rate for each pair of weight and bonus."
-    pairs = [replace(settings or BeamSettings(), lm_weight=w, insertion_bonus=b) for w in weights for b in bonuses]
-    texts = [[d.text for d in beam_decode(emissions, charset, pair, lm)] for pair in pairs]
-    return [dict(lm_weight=p.lm_weight, insertion_bonus=p.insertion_bonus, cer=cer(list(references), t)) for p, t in zip(pairs, texts)]
 
 # %% ../nbs/40_decoders.ipynb #get-decoder
 DECODERS = {"greedy": greedy_decode, "beam": beam_decode}  # name -> function(emissions, charset, **options) -> list of Decoded

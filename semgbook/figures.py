@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'KIND_COLOURS', 'INK', 'SOFT', 'GRID', 'FONT', 'TEMPLATE', 'COSTS', 'FIGURES', 'PAGE_STYLE', 'colour_of',
-           'tint', 'FigureError', 'style', 'need_columns', 'loss_curves', 'cer_curves', 'error_bars', 'error_kinds',
-           'cost_map', 'study_curves', 'sweep_map', 'decoded_times', 'emission_heatmap', 'print_curves',
+           'tint', 'FigureError', 'style', 'need_columns', 'loss_curves', 'cer_curves', 'learning_curves', 'error_bars',
+           'error_kinds', 'cost_map', 'study_curves', 'sweep_map', 'decoded_times', 'emission_heatmap', 'print_curves',
            'print_error_bars', 'figure_div', 'plotly_script', 'table_html', 'text_html', 'block_html', 'write_page']
 
 # %% ../nbs/60_figures.ipynb #b37ebad2
@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.offline
+from plotly.subplots import make_subplots
 import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
@@ -96,31 +97,45 @@ def _shades(labels):
     return {label: tint(c, 1 - 0.65 ** seen[:i].count(c)) for i, (label, c) in enumerate(zip(labels, seen, strict=True))}
 
 
-def _curves(histories, metric, hover, y_title, title, protocol, **layout):
-    fig, colours, phases = go.Figure(), _shades(histories), {"validation": ("val", "solid", 2.4), "training": ("train", "dash", 1.6)}
+_PHASES = {"validation": ("val", "solid", 2.4), "training": ("train", "dash", 1.6)}  # column, dash, width of a phase
+_LOSS_AXIS = dict(type="log", tickvals=[m * 10.0**e for e in range(-4, 4) for m in (1, 2, 5)], tickformat="~g")
+
+
+def _add_curves(fig, histories, metric, hover, over="epoch", **place):
+    "The curves of one metric, in one panel of a figure."
+    colours, before = _shades(histories), len(fig.data)
     for label, history in histories.items():
-        need_columns(history, ["epoch"], f"the history of {label!r}")
-        for phase, (column, dash, width) in phases.items():
+        need_columns(history, ["epoch"] if over == "epoch" else ["epoch", over], f"the history of {label!r}")
+        for phase, (column, dash, width) in _PHASES.items():
             if (name := f"{column}_{metric}") not in history or history[name].isna().all(): continue
-            steps = history["step"] if "step" in history else history["epoch"] * np.nan
-            fig.add_scatter(x=history["epoch"], y=history[name], customdata=steps, name=label, legendgroup=label, showlegend=False,
+            told = pd.DataFrame({"epoch": history["epoch"], "step": history.get("step", np.nan)})
+            fig.add_scatter(x=history[over], y=history[name], customdata=told, name=label, legendgroup=label, showlegend=False,
                             line=dict(color=colours[label], dash=dash, width=width), mode="lines" if len(history) > 1 else "markers",
-                            hovertemplate=f"<b>{label}</b>, {phase}<br>epoch %{{x}}, step %{{customdata}}<br>{hover}<extra></extra>")
-    if not fig.data: raise FigureError(f"no history has values of val_{metric} or train_{metric}; nothing to draw")
-    for label in histories: fig.add_scatter(x=[None], y=[None], name=label, legendgroup=label, mode="lines", line=dict(color=colours[label], width=4))
-    for phase, (_, dash, width) in phases.items():
-        fig.add_scatter(x=[None], y=[None], name=phase, mode="lines", line=dict(color=SOFT, dash=dash, width=width))
-    if len(histories) > 2: layout |= dict(legend=dict(y=-0.16, yanchor="top"), height=450 + 24 * len(histories))  # many names: below, where they may wrap
+                            hovertemplate=f"<b>{label}</b>, {phase}<br>epoch %{{customdata[0]}}, step %{{customdata[1]}}<br>{hover}<extra></extra>", **place)
+    if len(fig.data) == before: raise FigureError(f"no history has values of val_{metric} or train_{metric}; nothing to draw")
+
+
+def _add_legend(fig, histories):
+    "An entry per colour and one per dash; many names go below, where they may wrap."
+    for label, colour in _shades(histories).items(): fig.add_scatter(x=[None], y=[None], name=label, legendgroup=label, mode="lines", line=dict(color=colour, width=4))
+    for phase, (_, dash, width) in _PHASES.items(): fig.add_scatter(x=[None], y=[None], name=phase, mode="lines", line=dict(color=SOFT, dash=dash, width=width))
+
+
+def _curves(histories, metric, hover, y_title, title, protocol, **layout):
+    fig = go.Figure()
+    _add_curves(fig, histories, metric, hover)
+    _add_legend(fig, histories)
+    if len(histories) > 2: layout |= dict(legend=dict(y=-0.16, yanchor="top"), height=450 + 24 * len(histories))
     return style(fig, title, protocol, xaxis_title="epoch", yaxis_title=y_title, **layout)
 
-
+# %% ../nbs/60_figures.ipynb #loss-curves
 def loss_curves(
     histories: dict,    # label -> DataFrame with epoch, step, train_loss, val_loss
     protocol: str = "", # how it was measured
 ) -> go.Figure:
     "CTC loss per epoch, training and validation."
     return _curves(histories, "loss", "loss %{y:.3f}", "CTC loss (nats per character)", "Loss per epoch", protocol,
-                   yaxis=dict(type="log", tickvals=[m * 10.0**e for e in range(-4, 4) for m in (1, 2, 5)], tickformat="~g"))
+                   yaxis=_LOSS_AXIS)
 
 
 def cer_curves(
@@ -129,6 +144,21 @@ def cer_curves(
 ) -> go.Figure:
     "Character error rate per epoch, training and validation."
     return _curves(histories, "cer", "CER %{y:.2f} %", "CER (% of typed characters)", "Character error rate per epoch", protocol, yaxis_rangemode="tozero")
+
+# %% ../nbs/60_figures.ipynb #learning-curves
+def learning_curves(
+    histories: dict,     # label -> DataFrame with epoch, step, and loss and CER of both phases
+    protocol: str = "",  # how it was measured
+    over: str = "epoch", # epoch or step
+) -> go.Figure:
+    "CTC loss above, character error rate below, over epochs or steps."
+    fig = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.05, row_heights=[0.42, 0.58])
+    _add_curves(fig, histories, "loss", "loss %{y:.3f}", over, row=1, col=1)
+    _add_curves(fig, histories, "cer", "CER %{y:.2f} %", over, row=2, col=1)
+    _add_legend(fig, histories)
+    fig.update_layout(xaxis2_title={"epoch": "epoch", "step": "optimiser steps"}.get(over, over), yaxis2=dict(title="CER (% of typed characters)", rangemode="tozero"))
+    fig.update_layout(legend=dict(y=-0.1, yanchor="top"), yaxis=_LOSS_AXIS, yaxis_title="CTC loss (nats per character)")
+    return style(fig, f"Learning curves by {over}", protocol, height=700 + 24 * max(len(histories) - 2, 0))
 
 # %% ../nbs/60_figures.ipynb #part
 _PALE = dict(train=0.75, val=0.55, other=0.3, test=0)  # share of white in the bars of each part of the data, in their order
@@ -381,7 +411,7 @@ def print_error_bars(
     return fig
 
 # %% ../nbs/60_figures.ipynb #03471802
-FIGURES = {f.__name__: f for f in (loss_curves, cer_curves, error_bars, error_kinds, sweep_map, cost_map, study_curves, emission_heatmap, print_curves, print_error_bars)}
+FIGURES = {f.__name__: f for f in (loss_curves, cer_curves, learning_curves, error_bars, error_kinds, sweep_map, cost_map, study_curves, emission_heatmap, print_curves, print_error_bars)}
 
 # %% ../nbs/60_figures.ipynb #figure-div
 def figure_div(

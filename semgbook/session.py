@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GROUP', 'DATASET', 'RATE_HZ', 'HEADER', 'BLOCK_ROWS', 'SessionError', 'Session', 'row_dtype', 'electrodes_of',
            'check_times', 'check_signal_values', 'open_file', 'check_presses', 'check_press_unit', 'open_session',
-           'read_signal', 'read_times', 'write_session', 'list_sessions', 'check_folder', 'Corpus', 'open_corpus']
+           'read_signal', 'read_times', 'write_session', 'list_sessions', 'Corpus', 'open_corpus']
 
 # %% ../nbs/11_session.ipynb #247624f8
 import io
@@ -399,18 +399,6 @@ def list_sessions(
     folder = Path(folder)
     if not folder.is_dir(): raise SessionError(f"{folder}: no such folder; check the path of the corpus")
     return sorted(p for p in folder.glob("*.hdf5") if not p.name.startswith("."))
-
-# %% ../nbs/11_session.ipynb #check-folder
-def check_folder(
-    folder, # a folder of sessions
-    check_signal:bool=True, # also read every sample
-)->list: # (path, problem) of every bad file; empty when all are good
-    "What is wrong with the sessions of a folder; one bad file does not stop the others."
-    problems = []
-    for path in list_sessions(folder):
-        try: open_session(path, check_signal)
-        except SessionError as e: problems.append((path, str(e)))
-    return problems
 
 # %% ../nbs/11_session.ipynb #corpus
 class Corpus(tuple):

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['Model', 'sample_stride', 'frame_field', 'sample_field', 'build_model', 'count_parameters', 'RunData',
-           'starting_weights', 'lineage_of', 'split_corpus', 'load_data', 'warmup_cosine', 'build_optimiser', 'Score',
-           'texts_of', 'score_windows', 'history_row', 'is_better', 'Ledger', 'make_task', 'card_of', 'steps_per_epoch',
-           'n_epochs', 'fit']
+           'starting_weights', 'lineage_of', 'split_corpus', 'load_data', 'build_optimiser', 'Score', 'texts_of',
+           'score_windows', 'history_row', 'is_better', 'Ledger', 'Moves', 'plan_moves', 'move_groups', 'make_task',
+           'finish_epoch', 'card_of', 'begin_with', 'steps_per_epoch', 'n_epochs', 'fit']
 
 # %% ../nbs/51_training.ipynb #b3020e96
+import json
 import math
 import time
 import warnings
@@ -20,22 +21,24 @@ import torch
 from torch import Tensor, nn
 
 from .ablations import InputAdapter, build_adapter
+from .adaptation import CarriedOver, carry_over, fill_bands, spread_electrodes
 from .augment import RawAugment, SpectralAugment
 from .charset import Charset, get_charset
 from .corpora import corpus_folder
 from .ctc import AllBlankDetector, CTCHead, Emissions, blank_fraction, ctc_loss
 from .decoders import greedy_decode
+from .domain import DomainObjective
 from .encoders import build_encoder
 from .features import build_front_end, zero_padding
 from .metrics import ErrorCounts, count_errors_many
 from .recipes import Optimiser, Recipe
-from .repro import make_generator, use_deterministic
+from .repro import atomic_write, make_generator, use_deterministic
 from .session import open_corpus
 from .splits import Lineage, Split, accepted_leaks, limit_minutes, make_split
 from .store import SignalStore
 from .transfer import Checkpoint, load_checkpoint, load_into, save_checkpoint
+from .unfreezing import GroupCycles, Unfreezing, anchor_pull, anchor_reference, make_curve, make_scheduler
 from .windows import Batch, WindowIndex, WindowLoader, WindowSet, WindowSpec
-from .wristbands import tile_electrodes
 
 # %% ../nbs/51_training.ipynb #model
 class Model(nn.Module):
@@ -47,28 +50,35 @@ class Model(nn.Module):
                  spectral_augment: nn.Module,  # on (N, T', B, C, F)
                  encoder: nn.Module,  # (N, T', B, C, F) -> (N, T'', D)
                  head: nn.Module,  # (N, T'', D) -> Emissions
-                 electrodes: int = 0,  # electrodes per band after tiling; 0: as recorded
-                 adapter: InputAdapter | None = None):  # takes electrodes or samples away; None: nothing
+                 electrodes: int = 0,  # electrodes per band given to the encoder; 0: as recorded
+                 adapter: InputAdapter | None = None,  # takes electrodes or samples away; None: nothing
+                 electrode_fill: str = "tile",  # how fewer electrodes become more: tile or interpolate
+                 empty_band: str = "zeros"):  # what a band without signal is given: zeros, or mirror
         super().__init__()
         self.adapter = adapter or build_adapter()
         self.raw_augment, self.front_end, self.spectral_augment = raw_augment, front_end, spectral_augment
         self.encoder, self.head, self.electrodes = encoder, head, electrodes
+        self.electrode_fill, self.empty_band = electrode_fill, empty_band
 
-    def forward(self,
-                signal: Tensor,  # (N, T, B, C), zero padded
-                lengths: Tensor,  # (N,) valid samples
-                generator: torch.Generator | None = None,  # draws the augmentations while training
-                contexts: Tensor | None = None,  # (N, 2) samples before and after the window; needed only by cropping
-                ) -> Emissions:
-        "Log-probabilities of every class at every emission."
-        if self.electrodes and signal.shape[-1] != self.electrodes: signal = tile_electrodes(signal, self.electrodes)
+    def encode(self,
+               signal: Tensor,  # (N, T, B, C), zero padded
+               lengths: Tensor,  # (N,) valid samples
+               generator: torch.Generator | None = None,  # draws the augmentations while training
+               contexts: Tensor | None = None,  # (N, 2) samples before and after the window; needed only by cropping
+               ) -> tuple:  # (N, T', D) and (N,)
+        "Features, as the output layer receives them, and how many of them are valid."
+        signal = fill_bands(spread_electrodes(signal, self.electrodes or signal.shape[-1], self.electrode_fill), self.empty_band)
         signal, lengths = self.adapter.before(signal, lengths)
         if contexts is not None: contexts = torch.div(contexts, self.adapter.stride, rounding_mode="floor")
         signal, lengths = self.adapter.after(*self.raw_augment(signal, lengths, generator, contexts))
         lengths = self.front_end.out_lengths(lengths)
         frames = self.spectral_augment(zero_padding(self.front_end(signal), lengths), lengths, generator)
         frames, lengths = self.adapter.frames(frames, lengths)
-        return self.head(self.encoder(frames, lengths), self.encoder.out_lengths(lengths))
+        return self.encoder(frames, lengths), self.encoder.out_lengths(lengths)
+
+    def forward(self, signal: Tensor, lengths: Tensor, generator: torch.Generator | None = None, contexts: Tensor | None = None) -> Emissions:  # as for `encode`
+        "Log-probabilities of every class at every emission."
+        return self.head(*self.encode(signal, lengths, generator, contexts))
 
     def out_lengths(self, lengths):  # samples: an integer, an array or a tensor of them
         "Emissions of so many samples."
@@ -102,7 +112,8 @@ def build_model(recipe: Recipe,  # front end, augmentation, encoder
     front_end = build_front_end(recipe.front_end.name, n_fft=recipe.front_end.n_fft, hop=recipe.front_end.hop)
     encoder = build_encoder(recipe.encoder, n_bands, channels, front_end.n_freqs)
     head = CTCHead(encoder.out_features, get_charset(recipe.data.charset).n_classes, recipe.blank_bias)
-    return Model(RawAugment(recipe.augment), front_end, SpectralAugment(recipe.augment), encoder, head, recipe.data.electrodes, adapter)
+    return Model(RawAugment(recipe.augment), front_end, SpectralAugment(recipe.augment), encoder, head, recipe.data.electrodes, adapter,
+                 recipe.data.electrode_fill, recipe.data.empty_band)
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -134,7 +145,7 @@ def _loader(parts, spec, charset, recipe, placement, device, jitter=False):
     by_path = {part.session.path: part.session for part in parts}
     store = SignalStore([by_path[p] for p in sessions], placement=placement, device=device)
     windows = WindowSet(store, WindowIndex(parts, spec, charset, jitter=jitter))
-    return WindowLoader(windows, recipe.training.batch_size, shuffle=jitter, seed=recipe.training.seed)
+    return WindowLoader(windows, recipe.training.batch_size, shuffle=jitter, seed=recipe.training.seed, balanced=jitter and recipe.domain.balanced)
 
 # %% ../nbs/51_training.ipynb #starting-weights
 def starting_weights(recipe: Recipe,
@@ -182,33 +193,18 @@ def load_data(recipe: Recipe,  # data, batch size and seed
     rest = [make(parts, placement="auto", device=torch.device("cpu")) for parts in (split.val, split.test)]
     return RunData(split, charset, train, *rest, train.window_set.store.describe(), lineage, tuple(accepted_leaks(split, lineage)))
 
-# %% ../nbs/51_training.ipynb #warmup-cosine
-def warmup_cosine(optimiser: Optimiser,  # peak, warm-up share, final rate
-                  position: float,  # steps (or epochs) done so far
-                  n_positions: int,  # steps (or epochs) in all
-                  ) -> float:
-    "Learning rate after `position` steps: a line from 1e-8 to the peak, then half a cosine to `final_lr`."
-    peak, floor, n_warm = optimiser.lr, optimiser.final_lr, round(optimiser.warmup * n_positions)
-    if position < n_warm: return 1e-8 + position * (peak - 1e-8) / max(n_warm - 1, 1)
-    return floor + (peak - floor) * (1 + math.cos(math.pi * (position - n_warm) / max(n_positions - n_warm, 1))) / 2
-
-
-def build_optimiser(parameters,  # what may move
+# %% ../nbs/51_training.ipynb #build-optimiser
+def build_optimiser(parameters,  # what may move: parameters, or groups of them
                     optimiser: Optimiser,  # the recipe's
                     n_steps: int,  # steps of the whole run
-                    steps_per_epoch: int,  # only used when the rate moves per epoch
+                    steps_per_epoch: int,  # used when the rate moves per epoch, and by unfreezing
+                    unfreezing: Unfreezing | None = None,  # when each group begins; None: all at once
                     ) -> tuple:
     "A PyTorch optimiser and a scheduler to be stepped after every step."
     make = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimiser.name]
     chosen = make(parameters, lr=optimiser.lr, weight_decay=optimiser.weight_decay)
-    if optimiser.schedule == "one_cycle":
-        rise = max(optimiser.warmup, 1.5 / (n_steps + 1))  # at least half a step, or the scheduler divides by zero
-        return chosen, torch.optim.lr_scheduler.OneCycleLR(chosen, optimiser.lr, total_steps=n_steps + 1, pct_start=rise)
-    if optimiser.schedule == "constant": return chosen, torch.optim.lr_scheduler.LambdaLR(chosen, lambda step: 1.0)
-    def factor(step):
-        place = (step // steps_per_epoch, n_steps // steps_per_epoch) if optimiser.per_epoch else (step, n_steps)
-        return warmup_cosine(optimiser, *place) / optimiser.lr
-    return chosen, torch.optim.lr_scheduler.LambdaLR(chosen, factor)
+    if unfreezing: return chosen, make_scheduler(chosen, optimiser, unfreezing, n_steps, steps_per_epoch)
+    return chosen, GroupCycles(chosen, [make_curve(optimiser, 0, n_steps, steps_per_epoch)] * len(chosen.param_groups))
 
 # %% ../nbs/51_training.ipynb #score
 @dataclass(frozen=True)
@@ -300,8 +296,12 @@ class Ledger:
         self.data.train.set_epoch(epoch)
         use_deterministic(make_generator(seed, "dropout", epoch).initial_seed() % 2**32)
         self.generator = make_generator(seed, "augment", epoch, device=device)
-        self.started, self.sampled, self.n_batches = time.monotonic(), [], 0
+        self.started, self.sampled, self.n_batches, self.facts = time.monotonic(), [], 0, {}
         self.loss_sum = torch.zeros((), device=device)
+
+    def note(self, facts: dict):
+        "Collect further numbers of a batch; their means over the epoch become columns of its row."
+        for name, value in facts.items(): self.facts.setdefault(name, []).append(value)
 
     def enter(self, index: int, loss: Tensor, emissions: Emissions, batch: Batch):
         "Note one training batch; decode it only if its turn has come."
@@ -317,6 +317,7 @@ class Ledger:
         val = score_windows(model, self.data.val, self.data.charset, device)
         train = Score(float(self.loss_sum), self.n_batches, 0.0, sum(self.sampled, ErrorCounts()))
         row = history_row(epoch, step, lr, time.monotonic() - self.started, train, val)
+        row |= {name: float(torch.as_tensor([float(v) for v in values]).mean()) for name, values in self.facts.items()}
         better = is_better(row, self.best)
         self.best = row if better else self.best
         self.history.append(row)
@@ -328,54 +329,98 @@ class Ledger:
         patience = self.recipe.training.patience
         return bool(patience) and self.history[-1]["epoch"] - self.best["epoch"] >= patience
 
+# %% ../nbs/51_training.ipynb #plan-moves
+@dataclass(frozen=True)
+class Moves:
+    "What besides the task decides how the weights move."
+    objective: DomainObjective  # makes the features of different users alike; does nothing unless the recipe asks
+    unfreezing: Unfreezing  # which groups of the model move in which epoch
+    anchor: dict  # parameter name -> where it started; empty: nothing is pulled back
+
+
+def plan_moves(recipe: Recipe, model: Model, data: RunData, carried: CarriedOver | None = None) -> Moves:
+    "The objective, the schedule and the anchor of a recipe."
+    objective = DomainObjective(recipe.domain, model.encoder.out_features, len(data.train.window_set.index.domains))
+    anchor = anchor_reference(model, carried.taken) if carried and recipe.unfreezing.anchor else {}
+    return Moves(objective, Unfreezing(recipe.unfreezing, model, n_epochs(recipe, data)), anchor)
+
+
+def move_groups(recipe: Recipe, moves: Moves) -> list:
+    "Parameter groups for the optimiser: those of the model, and the domain classifier with its own rate."
+    lr, own = recipe.optimiser.lr, list(moves.objective.parameters())
+    return moves.unfreezing.groups(lr) + ([{"params": own, "lr": recipe.domain.lr or lr, "name": "domain"}] if own else [])
+
 # %% ../nbs/51_training.ipynb #make-task
 def make_task(recipe: Recipe,  # optimiser and schedule
               model: Model,  # whose weights will move
               ledger: Ledger,  # keeps the history
               on_epoch,  # called with (ledger, is_best, trainer) after every epoch
+              moves: Moves,  # objective, unfreezing, anchor
               ):
     "The Lightning module that trains `model` as `recipe` says."
     import lightning.pytorch as L
+    per_epoch = steps_per_epoch(recipe, ledger.data)
+    n_steps = n_epochs(recipe, ledger.data) * per_epoch
 
     class Task(L.LightningModule):
         "CTC training with a ledger."
 
         def __init__(self):
             super().__init__()
-            self.model = model
+            self.model, self.objective = model, moves.objective
 
-        def on_train_epoch_start(self): ledger.open(self.current_epoch, self.device)
+        def on_train_epoch_start(self):
+            ledger.open(self.current_epoch, self.device)
+            moves.unfreezing.apply(self.current_epoch)
 
         def training_step(self, batch, index):
-            emissions = self.model(batch.signal, batch.signal_lengths, ledger.generator, batch.contexts)
+            features, lengths = self.model.encode(batch.signal, batch.signal_lengths, ledger.generator, batch.contexts)
+            features, penalty, facts = self.objective(features, lengths, batch.domains, min(self.global_step / n_steps, 1.0))
+            emissions = self.model.head(features, lengths)
             loss, _ = ctc_loss(emissions, batch.labels, batch.label_lengths)
             ledger.enter(index, loss, emissions, batch)
-            return loss
+            ledger.note(facts)
+            return loss + penalty + (recipe.unfreezing.anchor * anchor_pull(self.model, moves.anchor) if moves.anchor else 0)
 
-        def on_train_epoch_end(self):
-            rate = self.optimizers().param_groups[0]["lr"]
-            better = ledger.close(self.current_epoch, self.global_step, rate, self.model, self.device)
-            self.trainer.should_stop = ledger.out_of_patience()
-            on_epoch(ledger, better, self.trainer)
+        def on_after_backward(self): ledger.note(self.objective.norms)
+
+        def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+            for own in ([*self.model.parameters()], [*self.objective.parameters()]):
+                if gradient_clip_val and own: nn.utils.clip_grad_norm_(own, gradient_clip_val)
+
+        def on_train_epoch_end(self): finish_epoch(self, recipe, ledger, on_epoch)
 
         def on_save_checkpoint(self, checkpoint): checkpoint["ledger"] = {"history": ledger.history, "best": ledger.best}
 
         def on_load_checkpoint(self, checkpoint): ledger.history, ledger.best = (checkpoint["ledger"][k] for k in ("history", "best"))
 
         def configure_optimizers(self):
-            per_epoch = steps_per_epoch(recipe, ledger.data)
-            optimiser, schedule = build_optimiser(self.model.parameters(), recipe.optimiser, n_epochs(recipe, ledger.data) * per_epoch, per_epoch)
+            optimiser, schedule = build_optimiser(move_groups(recipe, moves), recipe.optimiser, n_steps, per_epoch, moves.unfreezing)
             return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
         def transfer_batch_to_device(self, batch, device, index): return batch.to(device)
 
     return Task()
 
+# %% ../nbs/51_training.ipynb #finish-epoch
+def finish_epoch(task, recipe: Recipe, ledger: Ledger, on_epoch):
+    "Score the epoch, keep its row, and stop when patience has run out."
+    rate = next(g["lr"] for g in task.optimizers().param_groups if g["name"] == "output")
+    better = ledger.close(task.current_epoch, task.global_step, rate, task.model, task.device)
+    task.trainer.should_stop = ledger.out_of_patience()
+    on_epoch(ledger, better, task.trainer)
+
 # %% ../nbs/51_training.ipynb #card-of
 def card_of(recipe: Recipe, data: RunData, name: str) -> dict:
     "What a checkpoint says about itself: how it was made, and what it has seen."
     return {"recipe": recipe.to_dict(), "lineage": data.lineage.after(data.split, name).to_dict(), "charset": recipe.data.charset, "n_bands": 2,
             "n_channels": data.n_channels, "rate_hz": data.split.train[0].session.rate_hz, "source": name}
+
+
+def begin_with(model: Model, start: Checkpoint, recipe: Recipe, data: RunData) -> CarriedOver:
+    "Take over the weights a recipe starts from, as far as they fit; what became of each tensor."
+    rate = data.split.train[0].session.rate_hz / (recipe.data.rate_factor if recipe.data.rate_method == "decimate" else 1)
+    return carry_over(model, start, recipe.data.charset, recipe.keep_keys, rate if recipe.first_layer == "frequency" else None)
 
 
 def steps_per_epoch(recipe: Recipe, data: RunData) -> int:
@@ -412,7 +457,8 @@ def fit(recipe: Recipe,  # what to do
     last, best_path = folder / "last.ckpt", folder / "model.safetensors"
     use_deterministic(recipe.training.seed)
     model, ledger, card = build_model(recipe, 2, data.n_channels), Ledger(recipe, data), card_of(recipe, data, folder.name)
-    if start: load_into(model, start)
+    carried = begin_with(model, start, recipe, data) if start else None
+    if carried: atomic_write(folder / "carried.json", json.dumps(carried.to_dict(), indent=1))
 
     def keep(ledger, better, trainer):
         if better: save_checkpoint(best_path, model, card)
@@ -424,7 +470,8 @@ def fit(recipe: Recipe,  # what to do
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", message=".*(LeafSpec|does not have many workers|lr_scheduler.step|isinstance\\(treespec).*")
         trainer, resume = _trainer(recipe, n_epochs(recipe, data), device, folder), last if last.exists() else None
-        try: trainer.fit(make_task(recipe, model, ledger, keep), data.train, ckpt_path=resume, weights_only=True)
+        try: trainer.fit(make_task(recipe, model, ledger, keep, plan_moves(recipe, model, data, carried)), data.train, ckpt_path=resume, weights_only=True)
         except SystemExit as ending: raise KeyboardInterrupt from ending  # Lightning turns a stop button into an exit
+    model.requires_grad_(True)
     load_into(model, load_checkpoint(best_path))
     return model.to(device).eval(), ledger.history

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['WindowError', 'WindowSpec', 'press_bounds', 'session_labels', 'part_labels', 'LabelTable', 'WindowPlan',
-           'WindowIndex', 'count_windows', 'choose_shifts', 'Batch', 'WindowSet', 'run_ahead', 'WindowLoader']
+           'WindowIndex', 'count_windows', 'choose_shifts', 'Batch', 'WindowSet', 'run_ahead', 'user_turns',
+           'balanced_order', 'WindowLoader']
 
 # %% ../nbs/17_windows.ipynb #a2ddc767
 import math
@@ -18,7 +19,7 @@ import torch
 
 from .axes import valid_length
 from .charset import Charset
-from .repro import make_generator
+from .repro import make_generator, numpy_generator
 from .session import Session, read_times
 from .splits import Part
 from .store import SignalStore
@@ -229,6 +230,10 @@ class WindowSet:
 
     def __len__(self): return len(self.index)
 
+    def owners(self): # (windows,) number of the user of every window
+        "Who typed in each window, as `domains` of a batch says it."
+        return self._domain[self.index.plan(np.arange(len(self)), draws=0).sessions]
+
     def batch(self, indices, generator=None, draws=None): # as in WindowIndex.plan
         "The windows with these numbers as a padded batch, on the device where the store keeps the signal."
         plan = self.index.plan(indices, generator, draws)
@@ -253,6 +258,43 @@ def run_ahead(
             if len(waiting) > n: yield waiting.popleft().result()
         while waiting: yield waiting.popleft().result()
 
+# %% ../nbs/17_windows.ipynb #user-turns
+def user_turns(
+    n:int, # places in an epoch
+    batch_size:int, # places in a batch
+    n_users:int,
+    rng:np.random.Generator, # draws who gets one more, and the order within a batch
+)->np.ndarray: # (n,) user of each place
+    "Whose window stands where, so that every batch has as many of each user as can be."
+    extras, turns = np.zeros(n_users, dtype=np.int64), []
+    for start in range(0, n, batch_size):
+        each, more = divmod(min(batch_size, n - start), n_users)
+        favoured = np.lexsort((rng.random(n_users), extras))[:more]
+        extras[favoured] += 1
+        turns.append(rng.permutation(np.concatenate([np.tile(np.arange(n_users), each), favoured])))
+    return np.concatenate(turns)
+
+# %% ../nbs/17_windows.ipynb #balanced-order
+def balanced_order(
+    owners:np.ndarray, # (n,) number of the user of each window
+    batch_size:int, # windows per batch
+    seed:int, # of rings, turns and order
+    epoch:int, # 0, 1, ...
+)->np.ndarray: # (n,) window numbers
+    "An epoch of as many places as there are windows, in which all users have the same share of every batch."
+    owners = np.unique(owners, return_inverse=True)[1]  # users whose recordings are all too short have no turn
+    n, count, rng = len(owners), np.bincount(owners), numpy_generator(seed, "balanced order", epoch)
+    turns = user_turns(n, batch_size, len(count), rng)
+    places, shown = np.argsort(turns, kind="stable"), np.bincount(turns)  # the places of user 0, then of user 1, ...
+    user = turns[places]
+    step = np.arange(n) - (np.cumsum(shown) - shown)[user]  # 0, 1, ... for every user
+    step = step[np.lexsort((rng.random(n), step // count[user], user))]  # shuffled within every lap of the ring
+    ring = np.lexsort((numpy_generator(seed, "rings").random(n), owners))  # the windows of user 0 in random order, then of user 1, ...
+    spot = (epoch * (n // len(count)) + step) % count[user]
+    order = np.empty(n, dtype=np.int64)
+    order[places] = ring[(np.cumsum(count) - count)[user] + spot]
+    return order
+
 # %% ../nbs/17_windows.ipynb #windowloader
 class WindowLoader:
     "Batches of one epoch after another."
@@ -263,10 +305,12 @@ class WindowLoader:
         seed:int=0, # of order and jitter
         drop_last:bool=False, # leave out a last batch that is not full
         prefetch:int=1, # batches copied ahead in a thread; none when the signal is on the device
+        balanced:bool=False, # as many windows of every user in every batch; needs shuffle
     ):
         if batch_size < 1: raise WindowError(f"batch_size is {batch_size}; it must be 1 or more")
+        if balanced and not shuffle: raise WindowError("balanced batches are drawn at random: set shuffle=True, or balanced=False")
         self.window_set, self.batch_size, self.shuffle, self.seed, self.drop_last = window_set, batch_size, shuffle, seed, drop_last
-        self.prefetch, self.epoch = 0 if window_set.store.is_resident else prefetch, 0
+        self.prefetch, self.epoch, self.balanced = 0 if window_set.store.is_resident else prefetch, 0, balanced
         if not len(self): raise WindowError(f"{len(window_set)} windows do not fill one batch of {batch_size}; use a smaller batch_size or drop_last=False")
 
     def set_epoch(self, epoch): self.epoch = int(epoch)  # 0, 1, ...; the same epoch gives the same batches
@@ -276,6 +320,9 @@ class WindowLoader:
     def schedule(self):
         "Window numbers and shifts of this epoch: (windows,) and (windows,)."
         index, n = self.window_set.index, len(self.window_set)
+        if self.balanced:
+            order = balanced_order(self.window_set.owners(), self.batch_size, self.seed, self.epoch)
+            return order, choose_shifts(index.draw_limits(order), make_generator(self.seed, "window jitter", self.epoch))
         order = torch.randperm(n, generator=make_generator(self.seed, "order", self.epoch)).numpy() if self.shuffle else np.arange(n)
         shifts = choose_shifts(index.draw_limits(np.arange(n)), make_generator(self.seed, "window jitter", self.epoch))
         return order, shifts[order]

@@ -8,12 +8,13 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
 from semgbook.attention import AttentionError
-from semgbook.blocks import (BLOCKS, BlockError, Conformer, GRU, LSTM, LocalTransformer, ResidualBiLSTM, RotationInvariantMLP, SpectrogramNorm, StridedConv,
-                             TDS, TDSConv, Transformer, recurrent_by_direction, reverse_valid, run_recurrent)
+from semgbook.blocks import (BLOCKS, BlockError, Conformer, GRU, LSTM, LocalTransformer, ResidualBiLSTM, RollingNorm, RotationInvariantMLP, SpectrogramNorm,
+                             StridedConv, TDS, TDSConv, Transformer, recurrent_by_direction, reverse_valid, run_recurrent)
 
 FRAMES, FEATURES = (2, 4, 5), (24,)
 CASES = {  # every registered block: shape of one frame, options; small, so that all of them run in a second
     "norm": (FRAMES, {}),
+    "rolling": (FRAMES, dict(settle=9)),
     "flatten": (FRAMES, {}),
     "mlp": (FRAMES, dict(features=(6, 5))),
     "tds": (FEATURES, dict(channels=4, kernel=7)),
@@ -29,6 +30,8 @@ CASES = {  # every registered block: shape of one frame, options; small, so that
     "gpt2": (FEATURES, dict(weights="random", layers=5, heads=3, trainable=2)),
 }
 VARIANTS = {  # other ways to set them up, held to the same contract
+    "rolling_long": ("rolling", FRAMES, dict(settle=25)),
+    "rolling_at_once": ("rolling", FRAMES, dict(settle=1)),
     "conformer_full": ("conformer", FEATURES, dict(heads=3, feedforward=16, kernel=4, full=True)),
     "gru_causal": ("gru", FEATURES, dict(hidden=5, bidirectional=False)),
     "local_future": ("local", FEATURES, dict(heads=2, left=0, right=5)),
@@ -96,7 +99,8 @@ def test_context_is_what_an_output_sees(word):
     with torch.no_grad(): change = (block(x) - block(other)).abs().flatten(2).amax(2)[0]
     if block.context is None:
         own = torch.arange(len(change))
-        assert ((change > 0) == ((own >= 20) if block.lookahead == 0 else True)).all()
+        assert (change > 0)[own >= 20].all() and not (change > 0)[own < (0 if block.lookahead is None else 20 - block.lookahead)].any()
+        assert (change > 0).all() or block.lookahead is not None
         return
     first = torch.arange(len(change)) * block.stride
     assert torch.equal(change > 0, (first <= 20) & (20 <= first + sum(block.context)))
@@ -135,6 +139,30 @@ def test_norm_mask_gives_what_the_valid_frames_alone_give():
     torch.testing.assert_close(torch.cat([out[0], out[1, :18]]), expected)
     torch.testing.assert_close(masked.norm.running_var, plain.norm.running_var)
     assert (out[1, 18:] == 0).all()
+
+
+def test_rolling_norm_hears_nothing_but_this_recording():
+    rolling, x, lengths = RollingNorm(FRAMES, settle=9), 3 + torch.randn(2, 40, *FRAMES), torch.tensor([40, 31])
+    assert not list(rolling.state_dict()) and rolling.n_parameters == 0 == rolling.macs(100) and rolling.context is None
+    before = rolling.train()(x, lengths)
+    rolling(100 * x)
+    assert torch.equal(rolling.eval()(x, lengths), before)
+    shift = 5 * torch.randn(FRAMES)
+    torch.testing.assert_close(rolling(x + shift, lengths), before, atol=2e-5, rtol=0)
+    stretch = x[0, :9]
+    torch.testing.assert_close(before[0, :9], (stretch - stretch.mean(0)) / (stretch.var(0, unbiased=False) + 0.1).sqrt(), atol=1e-6, rtol=1e-5)
+    assert (before[1, 31:] == 0).all() and (rolling(torch.full((1, 40, *FRAMES), -6.0)) == 0).all()
+    torch.testing.assert_close(RollingNorm(FRAMES, settle=9, eps=2.0)(x)[0, 39], (x[0, 39] - x[0].mean(0)) / (x[0].var(0, unbiased=False) + 2).sqrt(), atol=1e-6, rtol=1e-5)
+
+
+def test_the_lookahead_of_a_rolling_norm_is_exact():
+    "The first frame hears the last frame of the settling stretch, and nothing after it."
+    rolling, x = RollingNorm(FRAMES, settle=9), torch.randn(1, 40, *FRAMES)
+    for frame, heard in ((8, True), (9, False)):
+        other = x.clone()
+        other[:, frame] += 1
+        assert torch.equal(rolling(x)[:, 0], rolling(other)[:, 0]) != heard
+    assert rolling.lookahead == 8
 
 
 @pytest.mark.parametrize("reach, n_channels, rotations", [(0, 16, 1), (1, 16, 3), (1, 8, 3), (2, 8, 5), (8, 16, 16), (4, 8, 8), (1, 1, 1)])
@@ -268,6 +296,7 @@ def test_parameter_counts():
 
 @pytest.mark.parametrize("word, shape, options, words", [
     ("norm", (768,), {}, "put it before mlp"), ("mlp", (768,), {}, "put it before mlp"), ("flatten", (8,), {}, "needs frames"),
+    ("rolling", (768,), {}, "put it before mlp"), ("rolling", FRAMES, dict(settle=0), "settle must be 1"), ("rolling", FRAMES, dict(eps=0.0), "eps must be above 0"),
     ("tds", FRAMES, {}, "put mlp or flatten before it"), ("stride", FRAMES, {}, "needs features"), ("bilstm", FRAMES, {}, "needs features"),
     ("tds", (768,), dict(channels=25), "25 divides"), ("tds", (768,), dict(kernel=0), "kernel must be 1"),
     ("stride", (8,), dict(stride=0), "stride must be 1"), ("bilstm", (8,), dict(layers=0), "layers must be 1"), ("mlp", FRAMES, dict(features=(4, 0)), "features must be 1"),
@@ -300,7 +329,7 @@ def test_a_piece_gives_what_the_whole_gives_there(word):
     block = make(word).eval()
     x = batch_for(block, n=2, t=90)
     with torch.no_grad(): whole = block(x)
-    for start, stop in ((0, 60), (33, 90), (48, 73)) if block.context is not None else ((0, 60),) if block.lookahead == 0 else ():
+    for start, stop in ((0, 60), (33, 90), (48, 73)) if block.context is not None else ((0, 60),) if block.lookahead is not None else ():
         first = -(-start // block.stride)
         with torch.no_grad(): piece = block(x[:, first * block.stride:stop])
         torch.testing.assert_close(piece, whole[:, first:first + piece.shape[1]], atol=2e-6, rtol=1e-5)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from semgbook.ctc import AllBlankDetector, CTCError, CTCHead, Emissions, blank_fraction, ctc_loss, is_all_blank, min_frames
+from semgbook.ctc import AllBlankDetector, BabbleDetector, CTCError, CTCHead, Emissions, blank_fraction, ctc_loss, is_all_blank, min_frames
 
 
 def emissions(n=3, t=9, k=4, lengths=None, seed=0):
@@ -148,6 +148,38 @@ def test_detector_adds_up_batches():
     detector.add(Emissions(log_probs, torch.tensor([1000])))
     assert "100.00%" in detector.end_epoch()
     assert detector.end_epoch() == ""  # nothing was added
+
+
+def test_babble_needs_few_blanks_and_a_high_rate_at_once():
+    detector, babble = BabbleDetector(patience=2), dict(share=0.0, cer=95.0)
+    epochs = [babble, babble, babble, dict(share=0.3, cer=95.0), babble, dict(share=0.0, cer=20.0), babble, dict(share=1.0, cer=100.0), babble, babble]
+    assert [bool(detector.epoch(**e)) for e in epochs] == [False, True, False, False, False, False, False, False, False, True]
+    assert not any(detector.epoch(0.0, cer=unknown) for unknown in (None, float("nan")) * 3)
+    with pytest.raises(TypeError, match="cer"): detector.epoch(0.0)
+
+
+def test_the_two_detectors_never_speak_of_the_same_epoch():
+    for share, cer in itertools.product((0.0, 0.04, 0.5, 0.9989, 1.0), (0.0, 94.0, 100.0, 560.0)):
+        blank, babble = AllBlankDetector(patience=1).epoch(share), BabbleDetector(patience=1).epoch(share, cer=cer)
+        assert not (blank and babble) and bool(babble) == (share < 0.1 and cer > 90) and bool(blank) == (share == 1)
+
+
+def test_babble_message_has_the_measured_cure_and_the_facts():
+    said = BabbleDetector(patience=1).epoch(0.0123, 3e-3, cer=94.61)
+    assert all(fact in said for fact in ("1.23%", "94.6 %", "3.0e-03", "blank_bias=4", "1 epochs")) and "not known" in BabbleDetector(patience=1).epoch(0.0, cer=95)
+    assert "One cure" in said and "  1." not in said
+
+
+def test_babble_adds_up_batches():
+    log_probs = torch.zeros(1, 100, 3)
+    log_probs[..., 0] = 1
+    spoken, silent = Emissions(log_probs, torch.tensor([100])), Emissions(log_probs.roll(2, -1), torch.tensor([100]))
+    detector = BabbleDetector(patience=1)
+    for part in (spoken, silent): detector.add(part)
+    assert detector.end_epoch(cer=95.0) == "" and detector.share == 0.5
+    detector.add(spoken)
+    assert "0.00%" in detector.end_epoch(1e-3, cer=95.0)
+    assert detector.end_epoch(cer=95.0) == ""  # nothing was added
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

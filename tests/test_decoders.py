@@ -13,7 +13,7 @@ import torch
 from semgbook.charset import CHARSETS, FINGERS, QWERTY
 from semgbook.ctc import Emissions
 from semgbook.decoders import (DECODERS, NODE, BeamDecoder, BeamSettings, Decoded, DecodeError, GreedyDecoder, arc_score, beam_decode, collapse, get_decoder,
-                               greedy_decode, key_term, make_scorer, make_stream, new_beam, node_of, read_frames, read_text, sweep_beam, table_score)
+                               greedy_decode, key_term, make_scorer, make_stream, new_beam, node_of, read_frames, read_text, table_score)
 from semgbook.language_model import read_arpa
 
 
@@ -375,14 +375,6 @@ def test_bad_emissions_leave_the_search_as_it_was():
     decoder.push(log_probs[20:20])
     decoder.push(log_probs[20:])
     assert decoder.best().text == whole.best().text and decoder.best().score == whole.best().score
-
-
-def test_sweep_counts_each_pair(models):
-    log_probs = torch.stack([noise(30, QWERTY, s) for s in (1, 2)])
-    emissions, calls = Emissions(log_probs, torch.tensor([30, 12])), []
-    rows = sweep_beam(emissions, ["ab", "c"], QWERTY, models[2][0], [0.0, 2.0], [1.0, 3.0, 5.0], lambda r, p: calls.append((r, p)) or float(len(calls)), BeamSettings(beam=5))
-    assert [(r["lm_weight"], r["insertion_bonus"]) for r in rows] == [(w, b) for w in (0.0, 2.0) for b in (1.0, 3.0, 5.0)] and [r["cer"] for r in rows] == [1, 2, 3, 4, 5, 6]
-    assert calls[3] == (["ab", "c"], [d.text for d in beam_decode(emissions, QWERTY, BeamSettings(5, lm_weight=2.0, insertion_bonus=1.0), models[2][0])])
 
 
 def test_a_written_case():

@@ -23,6 +23,8 @@ LINES = dict(NARROWED, **{
     "flat": "norm(mask=1) flatten stride(kernel=3,stride=2)",
     "mixed": "norm mlp(features=8/6,reach=0) tds:2(channels=4,kernel=5) stride(kernel=4,stride=3) tds(channels=3,kernel=4)",
     "causal": "norm mlp(features=6) stride bilstm(hidden=5,bidirectional=0,fc=7)",
+    "rolling": "rolling(settle=20) mlp(features=8) tds(channels=4,kernel=5)",
+    "rolling_strided": "rolling(settle=30,eps=0.2) flatten stride(kernel=3,stride=2) gru(hidden=5,bidirectional=0)",
 })
 TDS_BLOCK, TRANSFORMER, FRONT_SIZE, BACK = 1_202_712, 3_153_152, 406_336, 2 * (256 * 256 + 256) + 2 * 256 + 256 * 768 + 768
 GRU, LSTM = (n * (2 * 128 * (768 + 130) + 3 * 2 * 128 * (256 + 130)) for n in (3, 4))
@@ -111,7 +113,21 @@ def test_lookahead_by_perturbation(name):
     left = encoder.context[0] if encoder.context else sum_of_left(encoder)
     own = torch.arange(len(change)) * encoder.stride + left
     if lookahead(encoder) is None: assert (change > 0)[own < 300].any()  # a recurrent network's memory fades
+    elif name.startswith("rolling"): assert torch.equal(change > 0, own >= 300)  # it looks ahead in the settling stretch only
     else: assert torch.equal(change > 0, own + lookahead(encoder) >= 300)
+
+
+@pytest.mark.parametrize("name", ["rolling", "rolling_strided"])
+def test_the_settling_stretch_is_the_lookahead_of_the_first_output(name):
+    encoder, x = make(name).eval(), batch(1, 320)
+    last = sum_of_left(encoder) + lookahead(encoder)
+    settle = dict(encoder.specs[0].options)["settle"]
+    moved = {}
+    for frame in (settle - 1, max(last, settle - 1) + 1):
+        other = x.clone()
+        other[:, frame] += torch.randn(SMALL)
+        with torch.no_grad(): moved[frame] = not torch.equal(encoder(x)[:, 0], encoder(other)[:, 0])
+    assert list(moved.values()) == [True, False] and lookahead(encoder) == settle - 1
 
 
 def sum_of_left(encoder):

@@ -12,7 +12,7 @@ import pytest
 
 from semgbook import session as module
 from semgbook.charset import QWERTY
-from semgbook.session import (DATASET, GROUP, SessionError, check_folder, list_sessions, open_corpus, open_session, read_signal, read_times,
+from semgbook.session import (DATASET, GROUP, SessionError, list_sessions, open_corpus, open_session, read_signal, read_times,
                               row_dtype, write_session)
 
 TABLE = f"{GROUP}/{DATASET}"
@@ -455,7 +455,8 @@ def test_many_threads_may_write(tmp_path):
     given = arrays(n=20_000)
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda i: write_session(tmp_path / f"{i}.hdf5", **given, name=str(i), compression=[None, "gzip"][i % 2]), range(12)))
-    assert check_folder(tmp_path) == [] and len(open_corpus(tmp_path)) == 12
+    for path in list_sessions(tmp_path): open_session(path, check_signal=True)
+    assert len(open_corpus(tmp_path)) == 12
 
 
 # ---- folders
@@ -468,8 +469,9 @@ def test_a_folder_with_bad_files(tmp_path):
     (tmp_path / "notes.txt").write_text("")
     edit(tmp_path / "c.hdf5", rows("emg_left", 5, np.nan))
     assert [p.name for p in list_sessions(tmp_path)] == ["a.hdf5", "b.hdf5", "bad.hdf5", "c.hdf5"]
-    assert [(p.name, "emg_left is nan" in m or "another kind" in m) for p, m in check_folder(tmp_path)] == [("bad.hdf5", True), ("c.hdf5", True)]
-    assert [p.name for p, _ in check_folder(tmp_path, check_signal=False)] == ["bad.hdf5"]
+    for name, check_signal, words in (("bad", False, "another kind"), ("bad", True, "another kind"), ("c", True, "emg_left is nan")):
+        with pytest.raises(SessionError, match=words): open_session(tmp_path / f"{name}.hdf5", check_signal)
+    for name, check_signal in (("c", False), ("a", True), ("b", True)): assert open_session(tmp_path / f"{name}.hdf5", check_signal).name == name
     with pytest.raises(SessionError, match=r"bad\.hdf5"):
         open_corpus(tmp_path)
     with pytest.warns(UserWarning, match=r"left out .*bad\.hdf5"):

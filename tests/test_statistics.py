@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semgbook.metrics import ErrorCounts, count_errors
-from semgbook.statistics import (ErrorTable, Scored, StatisticsError, across_seeds, averages, bootstrap_cer, cer_interval, characters_needed, choose_unit,
-                                 compare, compare_published, compare_seeds, compare_seeds_and_texts, comparison_table, design_effect, error_blocks,
+from semgbook.metrics import align, count_errors
+from semgbook.statistics import (ErrorTable, Scored, StatisticsError, across_seeds, averages, cer_interval, characters_needed, choose_unit,
+                                 compare, compare_published, compare_seeds, compare_seeds_and_texts, comparison_table, design_effect,
                                  error_correlation, error_table, expanded_percentiles, holm, macro_cer, mean_and_std, micro_cer, resample_sums, sign_flip_p)
 
 TEXT = st.text("abc ⌫", max_size=60)
@@ -29,19 +29,22 @@ def runs(rng, rate, n=2000, n_sessions=6, n_users=2, spread=0.3, cluster=1):
 
 # --- blocks and tables --------------------------------------------------------------------------
 
-@settings(deadline=None, max_examples=200)
-@given(TEXT, TEXT, st.integers(1, 20))
-def test_blocks_add_up_to_the_whole(reference, prediction, block):
-    blocks, whole = error_blocks(reference, prediction, block), count_errors(reference, prediction)
-    assert sum(blocks, ErrorCounts()) == whole and len(blocks) == max(-(-len(reference) // block), 1)
-    assert all(b.n_reference <= block for b in blocks)
+def walk(reference, prediction, block):
+    "Edits of each block, by a walk along the alignment; what is extra belongs to the typed character that follows, or to the last one."
+    edits, typed = [0] * max(-(-len(reference) // block), 1), 0
+    for column in align(reference, prediction):
+        edits[min(typed // block, len(edits) - 1)] += column.reference != column.prediction
+        typed += bool(column.reference)
+    return edits
 
 
 @settings(deadline=None, max_examples=200)
 @given(st.text("abc ⌫", min_size=1, max_size=60), TEXT, st.integers(1, 20))
-def test_table_holds_the_same_blocks(reference, prediction, block):
+def test_blocks_are_a_walk_along_the_alignment_and_add_up(reference, prediction, block):
     table = error_table([Scored("s", "u", reference, prediction)], block)
-    assert list(zip(table.edits, table.typed, strict=True)) == [(b.edits, b.n_reference) for b in error_blocks(reference, prediction, block)]
+    assert table.edits.tolist() == walk(reference, prediction, block) and len(table.edits) == -(-len(reference) // block)
+    assert table.edits.sum() == count_errors(reference, prediction).edits
+    assert table.typed.sum() == len(reference) and table.typed.min() > 0 and table.typed.max() <= block
 
 
 @settings(deadline=None, max_examples=100)
@@ -131,21 +134,20 @@ def test_whole_units_hold_whole_units(unit):
 
 
 def test_interval_repeats_and_contains_the_rate():
-    rng = np.random.default_rng(0)
-    blocks = tuple(ErrorCounts(50, 50, wrong=int(w)) for w in rng.integers(0, 20, 60))
-    low, high = bootstrap_cer(blocks)
-    assert (low, high) == bootstrap_cer(blocks) != bootstrap_cer(blocks, seed=1)
-    assert low < sum(blocks, ErrorCounts()).cer < high
-    narrow = bootstrap_cer(blocks, level=0.5)
-    assert low < narrow[0] < narrow[1] < high
+    text = [scored(np.random.default_rng(0).random(3000) < 0.2)]
+    cer, low, high, *drawn = cer_interval(text)
+    assert (cer, low, high) == cer_interval(text)[:3] != cer_interval(text, seed=1)[:3] and drawn == ["blocks", 60]
+    assert low < cer < high and cer == micro_cer(text)
+    narrow = cer_interval(text, level=0.5)
+    assert low < narrow.low < narrow.high < high
 
 
-def test_both_ways_to_the_same_interval():
-    "From blocks, as runs store it, and from the text."
-    text = scored(np.random.default_rng(0).random(3000) < 0.2)
+def test_interval_of_blocks_is_the_plain_bootstrap():
+    "Drawn here with another generator, one resample after the other."
+    text, rng = scored(np.random.default_rng(0).random(3000) < 0.2), np.random.default_rng(7)
+    rates = [100 * np.mean(rng.choice(walk(text.reference, text.prediction, 50), 60)) / 50 for _ in range(4000)]
     interval = cer_interval([text])
-    assert bootstrap_cer(error_blocks(text.reference, text.prediction)) == pytest.approx((interval.low, interval.high), abs=0.15)
-    assert (interval.unit, interval.n_units) == ("blocks", 60)
+    assert tuple(expanded_percentiles(np.array(rates), 60)) == pytest.approx((interval.low, interval.high), abs=0.15)
 
 
 def test_more_text_is_a_narrower_interval():
@@ -156,10 +158,6 @@ def test_more_text_is_a_narrower_interval():
     assert width[1] == pytest.approx(width[0] / 2, rel=0.15) and width[2] == pytest.approx(width[0] / 4, rel=0.15)
 
 
-@pytest.mark.parametrize("blocks", [(), (ErrorCounts(5, 5),), (ErrorCounts(), ErrorCounts())])
-def test_too_little_to_resample(blocks): assert bootstrap_cer(blocks) == (None, None)
-
-
 def test_too_little_text_has_no_interval():
     assert cer_interval([scored([True, False])])[1:] == (None, None, "blocks", 1)
     with pytest.raises(StatisticsError, match="one of users only"): compare([scored([True])], [scored([False])], unit="users")
@@ -167,7 +165,6 @@ def test_too_little_text_has_no_interval():
 
 @pytest.mark.parametrize("level", [95, 0, 1])
 def test_level_is_a_share(level):
-    with pytest.raises(StatisticsError, match="share"): bootstrap_cer((ErrorCounts(5, 5),) * 3, level=level)
     with pytest.raises(StatisticsError, match="share"): cer_interval([scored(np.ones(200, bool))], level=level)
 
 

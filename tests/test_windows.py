@@ -10,8 +10,8 @@ from semgbook.repro import make_generator
 from semgbook.session import open_session, read_signal, read_times, write_session
 from semgbook.splits import Part, whole
 from semgbook.store import SignalStore
-from semgbook.windows import (LabelTable, WindowError, WindowIndex, WindowLoader, WindowSet, WindowSpec, part_labels,
-                              press_bounds, run_ahead, session_labels)
+from semgbook.windows import (LabelTable, WindowError, WindowIndex, WindowLoader, WindowSet, WindowSpec, balanced_order, part_labels,
+                              press_bounds, run_ahead, session_labels, user_turns)
 
 
 # ---------------------------------------------------------------------------------------------------- golden cases
@@ -337,3 +337,88 @@ def test_clear_refusals(sessions, tmp_path):
     with pytest.raises(WindowError, match="does not have session s0"): WindowSet(SignalStore(sessions[1:]), WindowIndex([whole(sessions[0])], WindowSpec(10), QWERTY))
     with pytest.raises(WindowError, match="batch_size"): make_loader(sessions, 0)
     with pytest.raises(WindowError, match="do not fill"): make_loader(sessions, 10_000, drop_last=True)
+
+
+# -------------------------------------------------------------------------------------------------- the balanced order
+def uneven(rng, n_users):
+    "Owners of windows: everything from one window to two hundred per user, in no order, numbers with holes."
+    counts = np.maximum((200 * rng.random(n_users) ** 4).astype(int), 1)
+    return rng.permutation(np.repeat(np.sort(rng.choice(3 * n_users, n_users, replace=False)), counts))
+
+
+@pytest.mark.parametrize("n_users,batch_size", [(2, 32), (5, 16), (18, 32), (40, 32), (32, 32), (3, 1), (7, 1000)])
+def test_balanced_batches_hold_as_many_of_every_user(n_users, batch_size):
+    rng = np.random.default_rng(n_users)
+    owners = uneven(rng, n_users)
+    names = np.unique(owners)
+    for epoch in range(4):
+        order = balanced_order(owners, batch_size, 3, epoch)
+        assert order.shape == owners.shape and order.min() >= 0 and order.max() < len(owners)
+        for k in range(0, len(order), batch_size):
+            batch = owners[order[k:k + batch_size]]
+            counts = np.array([(batch == u).sum() for u in names])
+            assert counts.max() - counts.min() <= 1
+        totals = np.array([(owners[order] == u).sum() for u in names])
+        assert totals.max() - totals.min() <= 1
+
+
+def test_balanced_reuse_is_even_and_nothing_is_forgotten():
+    "Within an epoch every window of a rarer user comes equally often up to one, one of a frequent user at most once; a few epochs show all."
+    owners = uneven(np.random.default_rng(1), 12)
+    share, sizes = len(owners) // 12, {u: (owners == u).sum() for u in np.unique(owners)}
+    assert min(sizes.values()) < share < max(sizes.values())
+    seen = np.zeros(len(owners), int)
+    for epoch in range(-(-max(sizes.values()) // share)):
+        times = np.bincount(balanced_order(owners, 24, 0, epoch), minlength=len(owners))
+        seen += times
+        for user, size in sizes.items():
+            mine = times[owners == user]
+            assert mine.max() - mine.min() <= 1
+            if size <= share: assert mine.min() >= 1 and mine.min() >= share // size
+            else: assert mine.max() <= 1
+    assert seen.min() >= 1
+
+
+def test_balanced_order_is_a_function_of_seed_and_epoch():
+    owners = uneven(np.random.default_rng(2), 6)
+    orders = {(seed, epoch): tuple(balanced_order(owners, 8, seed, epoch)) for seed in (0, 1) for epoch in range(5)}
+    assert len(set(orders.values())) == 10
+    np.random.seed(5)
+    assert tuple(balanced_order(owners, 8, 1, 3)) == orders[1, 3]
+
+
+def test_user_turns_favour_nobody_and_mix_who_meets_whom():
+    turns = user_turns(32 * 30, 32, 96, np.random.default_rng(0)).reshape(30, 32)
+    assert all(len(set(batch)) == 32 for batch in turns) and np.ptp(np.bincount(turns.ravel())) == 0
+    partners = {tuple(sorted(batch)) for batch in turns}
+    assert len(partners) == 30, "the same users meet in every round"
+    assert np.mean(np.diff(turns, axis=1) > 0) < 0.6  # no order within a batch
+
+
+def test_balanced_loader(sessions):
+    plain, even = make_loader(sessions, 6, shuffle=True, seed=4), make_loader(sessions, 6, shuffle=True, seed=4, balanced=True)
+    assert len(even) == len(plain)
+    order, shifts = even.schedule()
+    assert len(order) == len(shifts) == len(even.window_set)
+    batches = list(even)
+    for batch in batches: assert np.ptp(np.bincount(batch.domains, minlength=3)) <= 1
+    assert np.array_equal(np.concatenate([b.domains for b in batches]), even.window_set.owners()[order])
+    again = make_loader(sessions, 6, shuffle=True, seed=4, balanced=True, prefetch=0)
+    assert identity(again) == identity(even)
+    even.set_epoch(1)
+    assert identity(even) != identity(again)
+    repeated = [w for w in np.unique(order) if (order == w).sum() > 1 and even.window_set.index.draw_limits([w])[0] > 50]
+    assert len(repeated) > 3 and np.mean([len(set(shifts[order == w])) > 1 for w in repeated]) > 0.7  # a copy has a shift of its own
+    limits = even.window_set.index.draw_limits(order)
+    assert (shifts <= np.maximum(limits - 1, 0)).all()
+    assert len(make_loader(sessions, 6, shuffle=True, balanced=True, drop_last=True)) == len(make_loader(sessions, 6, drop_last=True))
+    with pytest.raises(WindowError, match="shuffle=True"): make_loader(sessions, 6, balanced=True)
+
+
+def test_balanced_loader_without_windows_of_a_user(sessions):
+    "A user whose recordings are all too short keeps his number, and nobody waits for him."
+    parts = [whole(sessions[0]), Part(sessions[2], 0, 100), whole(sessions[3])]  # cleo, ada (too short), ben
+    with pytest.warns(UserWarning, match="1 of 3 parts"): index = WindowIndex(parts, WindowSpec(400), QWERTY)
+    loader = WindowLoader(WindowSet(SignalStore([p.session for p in parts]), index), 4, shuffle=True, balanced=True)
+    assert index.domains["ada"] == 0 and set(loader.window_set.owners()) == {1, 2}
+    assert all(np.bincount(b.domains).tolist() == [0, 2, 2] for b in list(loader)[:-1])
