@@ -130,8 +130,8 @@ The model has answered "no key" in {share:.2%} of all frames for {epochs} epochs
 This is usual in the first epochs and should end by itself. If it does not, the first three in the order of what they gained (narrow models,
 simulated data: page 32_ctc), the others not measured:
   1. clip gradients at 1.0 (optimiser.clip);
-  2. then raise the learning rate (now: {lr}): one_cycle to 3e-3 with clipping; a high rate alone did not help;
-  3. start the head with blank_bias=4, so that no steps are lost on typing one key all the time; a negative bias prolongs that;
+  2. with clipping, start the head with blank_bias=4, so that no steps are lost on typing one key all the time; a negative bias prolongs that;
+  3. then raise the learning rate (now: {lr}): one_cycle to 3e-3 with clipping; a high rate alone did not help;
   4. the rate is too large: look for jumps in the loss;
   5. windows hold few keys: use windows of 4 s or more, and leave out a class that is nearly always there;
   6. labels do not belong to the signal: draw one window with its key presses over the spectrogram."""

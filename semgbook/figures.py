@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'KIND_COLOURS', 'INK', 'SOFT', 'GRID', 'FONT', 'TEMPLATE', 'COSTS', 'FIGURES', 'PAGE_STYLE', 'colour_of',
-           'tint', 'FigureError', 'style', 'need_columns', 'loss_curves', 'cer_curves', 'learning_curves', 'error_bars',
-           'error_kinds', 'cost_map', 'study_curves', 'sweep_map', 'decoded_times', 'emission_heatmap', 'print_curves',
-           'print_error_bars', 'figure_div', 'plotly_script', 'table_html', 'text_html', 'block_html', 'write_page']
+           'tint', 'FigureError', 'style', 'need_columns', 'loss_curves', 'cer_curves', 'learning_curves',
+           'domain_curves', 'error_bars', 'error_kinds', 'cost_map', 'study_curves', 'sweep_map', 'decoded_times',
+           'emission_heatmap', 'print_curves', 'print_error_bars', 'figure_div', 'plotly_script', 'table_html',
+           'text_html', 'block_html', 'write_page']
 
 # %% ../nbs/60_figures.ipynb #b37ebad2
 import base64
@@ -20,7 +21,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.offline
-from plotly.subplots import make_subplots
+import plotly.subplots
 import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
@@ -152,13 +153,47 @@ def learning_curves(
     over: str = "epoch", # epoch or step
 ) -> go.Figure:
     "CTC loss above, character error rate below, over epochs or steps."
-    fig = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.05, row_heights=[0.42, 0.58])
+    fig = plotly.subplots.make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.05, row_heights=[0.42, 0.58])
     _add_curves(fig, histories, "loss", "loss %{y:.3f}", over, row=1, col=1)
     _add_curves(fig, histories, "cer", "CER %{y:.2f} %", over, row=2, col=1)
     _add_legend(fig, histories)
     fig.update_layout(xaxis2_title={"epoch": "epoch", "step": "optimiser steps"}.get(over, over), yaxis2=dict(title="CER (% of typed characters)", rangemode="tozero"))
     fig.update_layout(legend=dict(y=-0.1, yanchor="top"), yaxis=_LOSS_AXIS, yaxis_title="CTC loss (nats per character)")
     return style(fig, f"Learning curves by {over}", protocol, height=700 + 24 * max(len(histories) - 2, 0))
+
+# %% ../nbs/60_figures.ipynb #domain-curves
+_NORMS = {"task_norm": ("solid", 2.4), "domain_norm": ("dash", 1.6), "applied": ("dot", 2.0)}  # column -> dash, width
+_DASHES = {"validation; gradient of the task": "solid", "training; gradient of the objective": "dash", "chance; let through": "dot"}
+
+
+def _add_domain(fig, label, history, column, row, colour, dash="solid", width=2.4):
+    "One line of an objective's facts; nothing where they are not known."
+    if column not in history or history[column].isna().all(): return
+    fig.add_scatter(x=history["epoch"], y=history[column], name=label, legendgroup=label, showlegend=False, mode="lines" if len(history) > 1 else "markers", row=row, col=1,
+                    line=dict(color=colour, dash=dash, width=width), hovertemplate=f"<b>{label}</b><br>epoch %{{x}}<br>{column.replace('_', ' ')} %{{y:.3g}}<extra></extra>")
+
+
+def domain_curves(
+    histories: dict,     # label -> DataFrame with epoch, train_loss, val_loss and, where there was an objective, what it noted
+    protocol: str = "",  # how it was measured
+) -> go.Figure:
+    "CTC loss, the objective's success, both gradients and lambda over epochs."
+    noted = [h for h in histories.values() if "domain_weight" in h]
+    if not noted: raise FigureError(f"none of {', '.join(histories)} was trained with an objective (no column domain_weight): draw loss_curves")
+    told = any(h["domain_accuracy"].notna().any() for h in noted)
+    fig = plotly.subplots.make_subplots(rows=4, shared_xaxes=True, vertical_spacing=0.04, row_heights=[0.32, 0.24, 0.28, 0.16])
+    _add_curves(fig, histories, "loss", "loss %{y:.3f}", row=1, col=1)
+    for label, colour in _shades(histories).items():
+        _add_domain(fig, label, histories[label], "domain_accuracy" if told else "domain_loss", 2, colour)
+        if told and histories[label].get("domain_accuracy", pd.Series(dtype=float)).notna().any(): _add_domain(fig, label, histories[label], "domain_chance", 2, colour, "dot", 1.2)
+        for column, (dash, width) in _NORMS.items(): _add_domain(fig, label, histories[label], column, 3, colour, dash, width)
+        _add_domain(fig, label, histories[label], "domain_weight", 4, colour)
+        fig.add_scatter(x=[None], y=[None], name=label, legendgroup=label, mode="lines", line=dict(color=colour, width=4))
+    for name, dash in _DASHES.items(): fig.add_scatter(x=[None], y=[None], name=name, mode="lines", line=dict(color=SOFT, dash=dash, width=2))
+    success = dict(title="users named right<br>(share)", range=[0, 1]) if told else dict(title="distance of users", rangemode="tozero")
+    fig.update_layout(yaxis=_LOSS_AXIS, yaxis2=success, yaxis3=dict(title="gradient norm<br>at the features", type="log", tickformat="~g", dtick=1), yaxis4=dict(title="weight λ", rangemode="tozero"),
+                      yaxis_title="CTC loss<br>(nats per character)", xaxis4_title="epoch", legend=dict(y=-0.07, yanchor="top"))
+    return style(fig, "An objective against the user", protocol, height=900 + 24 * len(histories))
 
 # %% ../nbs/60_figures.ipynb #part
 _PALE = dict(train=0.75, val=0.55, other=0.3, test=0)  # share of white in the bars of each part of the data, in their order
@@ -411,7 +446,7 @@ def print_error_bars(
     return fig
 
 # %% ../nbs/60_figures.ipynb #03471802
-FIGURES = {f.__name__: f for f in (loss_curves, cer_curves, learning_curves, error_bars, error_kinds, sweep_map, cost_map, study_curves, emission_heatmap, print_curves, print_error_bars)}
+FIGURES = {f.__name__: f for f in (loss_curves, cer_curves, learning_curves, domain_curves, error_bars, error_kinds, sweep_map, cost_map, study_curves, emission_heatmap, print_curves, print_error_bars)}
 
 # %% ../nbs/60_figures.ipynb #figure-div
 def figure_div(

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SWEPT_WINDOWS', 'PROTOCOL', 'Run', 'run_name', 'read_json', 'run_state', 'write_status', 'planned_run', 'begun_from',
            'start_run', 'counts_entry', 'phase_entry', 'without_key', 'window_results', 'texts_table', 'tune_decoder',
-           'evaluate', 'median_window', 'keep_example', 'LiveLine', 'epoch_line', 'phases_of', 'results_of',
-           'carry_out', 'RunRecord', 'read_run', 'list_runs', 'finished_runs', 'read_texts', 'runs_table',
-           'methods_table', 'open_model']
+           'evaluate', 'median_window', 'keep_example', 'probe_user', 'LiveLine', 'epoch_line', 'phases_of',
+           'results_of', 'carry_out', 'RunRecord', 'read_run', 'list_runs', 'finished_runs', 'read_texts', 'runs_table',
+           'own_facts', 'methods_table', 'open_model']
 
 # %% ../nbs/53_runs.ipynb #d8cbd3e2
 import io
@@ -16,13 +16,14 @@ import math
 import os
 import time
 import traceback
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
+from .domain import DomainError, fresh_probe, pool_features
 from .encoders import encoder_facts, sketch
 from .inference import StretchResult, read_windows, readers_of, score_sessions, sweep_readers
 from .metrics import ErrorCounts, count_errors, count_errors_after_backspaces, count_errors_many
@@ -217,6 +218,25 @@ def keep_example(recipe: Recipe, model, data: RunData, score: Score, path: Path)
                         charset=recipe.data.charset, reference=data.charset.text_of_labels(labels), prediction=score.predictions[index], session=session.name)
     return atomic_write(path, buffer.getvalue())
 
+# %% ../nbs/53_runs.ipynb #probe-user
+def probe_user(model, data: RunData,
+               max_windows: int = 2048,  # training windows looked at, spread evenly
+               ) -> dict | None:
+    "How often a fresh classifier names the user from frozen features; None when one user trains."
+    windows, device, was_training = data.train.window_set, next(model.parameters()).device, model.training
+    owners, rows = windows.owners(), []
+    if len(np.unique(owners)) < 2: return None
+    chosen = np.unique(np.linspace(0, len(windows) - 1, min(len(windows), max_windows)).round().astype(int))  # in order of time
+    model.eval()
+    with torch.no_grad():
+        for part in np.split(chosen, range(32, len(chosen), 32)):
+            batch = windows.batch(part, draws=0).to(device)
+            rows.append(pool_features(*model.encode(batch.signal, batch.signal_lengths)).cpu())
+    model.train(was_training)
+    facts = {"n_windows": len(chosen), "n_users": len(np.unique(owners[chosen]))}
+    try: return asdict(fresh_probe(torch.cat(rows), owners[chosen])) | facts
+    except DomainError as error: return {"refused": str(error), **facts}
+
 # %% ../nbs/53_runs.ipynb #liveline
 class LiveLine:
     "One line of text that is replaced, not repeated."
@@ -276,10 +296,11 @@ def results_of(run: Run, data: RunData, model, history: list, readers: dict) -> 
     users = {role: sorted({p.session.user for p in getattr(data.split, role)}) for role in ("train", "val", "test")}
     facts = {"run_id": run.run_id, "experiment": run.experiment, "recipe_name": run.recipe.name, "method": run.recipe.method, "seed": run.recipe.training.seed,
              "split": data.split.name, "users": users, "test_users_seen": bool(set(users["test"]) & set(users["train"])), "start": list(data.lineage.steps),
-             "leaks": list(data.leaks), "notes": list(data.split.notes), "protocol": PROTOCOL, "parameters": count_parameters(model), "epochs": len(history), "steps": history[-1]["step"],
+             "leaks": list(data.leaks), "notes": list(data.split.notes), "protocol": PROTOCOL, "rate_hz": data.split.train[0].session.rate_hz, "parameters": count_parameters(model), "epochs": len(history), "steps": history[-1]["step"],
              "best_epoch": min(history, key=lambda r: (r["val_cer"] if r["val_cer"] is not None else math.inf, r["val_loss"]))["epoch"]}
     rows = [{"phase": "test", "session": r.session, "user": r.user, **phase_entry([r])} for r in texts.get("test", [])]
-    return {**facts, "phases": phases_of(run.recipe, scores, texts), "sessions": rows}, texts, scores["val"], sweep
+    probe = probe_user(model, data)
+    return {**facts, **({"probe": probe} if probe else {}), "phases": phases_of(run.recipe, scores, texts), "sessions": rows}, texts, scores["val"], sweep
 
 # %% ../nbs/53_runs.ipynb #carry-out
 def carry_out(run: Run,  # new or unfinished; a finished one is returned as it is
@@ -376,6 +397,15 @@ def runs_table(records: list,  # of RunRecord
     return pd.DataFrame([{**{k: r.results[k] for k in keep}, "method": r.method, "phase": phase, **entry} for r in records for phase, entry in r.results["phases"].items()])
 
 # %% ../nbs/53_runs.ipynb #methods-table
+def own_facts(record: RunRecord) -> dict:
+    "What a run's encoder is and costs, at the rate and with the electrodes that it was given."
+    data, front = record.recipe.data, record.recipe.front_end
+    rate = record.results.get("rate_hz", RATE_HZ) / (data.rate_factor if data.rate_method == "decimate" else 1)
+    hop = front.hop * (data.rate_factor if data.rate_method == "frames" else 1)
+    encoder = sketch(record.recipe.encoder, 2, len(data.keep_electrodes) or data.electrodes or 16, front.n_fft // 2 + 1)
+    return encoder_facts(encoder, max(round(4 * rate / hop), encoder.shortest), front.n_fft, hop, rate) if encoder else {"mmacs_per_s": None, "field_ms": None}
+
+
 def methods_table(records: list,  # of RunRecord, finished runs of one experiment
                   phase: str = "test",
                   ) -> pd.DataFrame:
@@ -388,11 +418,10 @@ def methods_table(records: list,  # of RunRecord, finished runs of one experimen
                 raise ValueError(f"runs {own[0].folder.name} and {r.folder.name} of method {method!r} differ in more than the seed ({', '.join(apart)}): compare them under two names, or leave one out")
         cers = [r.results["phases"][phase]["cer"] for r in own]
         mean, low, high = across_seeds(cers) if len(cers) > 1 else (cers[0], None, None)
-        recipe, front = own[0].recipe, own[0].recipe.front_end
-        facts = encoder_facts(sketch(recipe.encoder, 2, recipe.data.electrodes or 16, front.n_fft // 2 + 1), 4 * RATE_HZ // front.hop, front.n_fft, front.hop)
+        facts = own_facts(own[0])
         rows.append({"method": method, "cer": mean, "low": low, "high": high, "n_seeds": len(cers), "parameters": own[0].results["parameters"], "mmacs_per_s": facts["mmacs_per_s"],
                      "epochs": own[0].results["epochs"], "steps": own[0].results["steps"], "seconds": float(np.mean([r.provenance.get("training_seconds", np.nan) for r in own])),
-                     "field_ms": facts["field_ms"], "encoder": recipe.encoder})
+                     "field_ms": facts["field_ms"], "encoder": own[0].recipe.encoder})
     return pd.DataFrame(rows)
 
 # %% ../nbs/53_runs.ipynb #open-model

@@ -25,7 +25,7 @@ from .adaptation import CarriedOver, carry_over, fill_bands, spread_electrodes
 from .augment import RawAugment, SpectralAugment
 from .charset import Charset, get_charset
 from .corpora import corpus_folder
-from .ctc import AllBlankDetector, CTCHead, Emissions, blank_fraction, ctc_loss
+from .ctc import AllBlankDetector, BabbleDetector, CTCHead, Emissions, blank_fraction, ctc_loss
 from .decoders import greedy_decode
 from .domain import DomainObjective
 from .encoders import build_encoder
@@ -288,7 +288,7 @@ class Ledger:
 
     def __init__(self, recipe: Recipe, data: RunData):
         self.recipe, self.data, self.history, self.best = recipe, data, [], None
-        self.detector = AllBlankDetector()
+        self.detector, self.babble = AllBlankDetector(), BabbleDetector()
 
     def open(self, epoch: int, device: torch.device):
         "Begin an epoch: fix its order, its draws and its dropout."
@@ -321,7 +321,8 @@ class Ledger:
         better = is_better(row, self.best)
         self.best = row if better else self.best
         self.history.append(row)
-        if message := self.detector.end_epoch(lr): warnings.warn(message, stacklevel=2)
+        for message in (self.detector.end_epoch(lr), self.babble.epoch(val.blank, lr, cer=row["val_cer"])):
+            if message: warnings.warn(message, stacklevel=2)
         return better
 
     def out_of_patience(self) -> bool:
@@ -388,7 +389,7 @@ def make_task(recipe: Recipe,  # optimiser and schedule
             for own in ([*self.model.parameters()], [*self.objective.parameters()]):
                 if gradient_clip_val and own: nn.utils.clip_grad_norm_(own, gradient_clip_val)
 
-        def on_train_epoch_end(self): finish_epoch(self, recipe, ledger, on_epoch)
+        def on_train_epoch_end(self): finish_epoch(self, ledger, on_epoch, moves.unfreezing.last_start)
 
         def on_save_checkpoint(self, checkpoint): checkpoint["ledger"] = {"history": ledger.history, "best": ledger.best}
 
@@ -403,11 +404,11 @@ def make_task(recipe: Recipe,  # optimiser and schedule
     return Task()
 
 # %% ../nbs/51_training.ipynb #finish-epoch
-def finish_epoch(task, recipe: Recipe, ledger: Ledger, on_epoch):
-    "Score the epoch, keep its row, and stop when patience has run out."
+def finish_epoch(task, ledger: Ledger, on_epoch, last_start: int):
+    "Score the epoch, keep its row, and stop when patience has run out, but not before the last group has begun to move."
     rate = next(g["lr"] for g in task.optimizers().param_groups if g["name"] == "output")
     better = ledger.close(task.current_epoch, task.global_step, rate, task.model, task.device)
-    task.trainer.should_stop = ledger.out_of_patience()
+    task.trainer.should_stop = ledger.out_of_patience() and task.current_epoch >= last_start
     on_epoch(ledger, better, task.trainer)
 
 # %% ../nbs/51_training.ipynb #card-of

@@ -1,12 +1,18 @@
 "The book: every experiment runs through papermill in smoke mode, and bad requests are refused before any work."
+import json
 import re
+from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 
-from semgbook.book import EXPERIMENTS, SUITES, BookError, build_report, check_parameters, declared_parameters, execute, remembered, run_experiment, run_suite
-from semgbook.recipes import PRESETS
-from semgbook.runs import read_run
+from semgbook.book import (EXPERIMENTS, HYBRID_GROUPS, SUITES, VARIED, BookError, amount_choices, at_lower_rate, augmentation_choices, build_report, by_source, calibration_choices, check_parameters, comparable,
+                           declared_parameters, electrode_choices, execute, for_new_person, planned_folder, published_for, rate_choices, remembered, run_experiment, run_suite, study_rows, study_sentences,
+                           two_choosers, unfreezing_choices)
+from semgbook.recipes import HYBRIDS, PRESETS, differences, preset, requested
+from semgbook.runs import RunRecord, methods_table, read_run
+from semgbook.training import build_model, sample_stride, split_corpus
 
 
 def test_table_and_notebooks_agree(root):
@@ -24,6 +30,7 @@ def smoke(experiment, root):
     "The small run of an experiment (its other presets differ in the recipe only: test_training); its folder."
     e = EXPERIMENTS[experiment]
     folder = run_experiment(experiment, e.smoke, root)
+    assert folder == planned_folder(experiment, e.smoke, root), "the runner knows beforehand which run a notebook carries out"
     results = read_run(folder).results
     assert {p.name for p in folder.iterdir()} >= set(e.leaves)
     for phase, (low, high) in e.bounds.items(): assert low <= results["phases"][phase]["cer"] <= high
@@ -82,3 +89,164 @@ def test_a_failing_run_does_not_stop_the_suite(tmp_path, monkeypatch):
     monkeypatch.setitem(SUITES, "broken", (("e00", {"corpus": "no such corpus"}), ("e00", {"overrides": "{"})))
     rows = run_suite("broken", tmp_path, say=lambda line: None)
     assert len(rows) == 2 and all(error for *_, error in rows)
+
+
+# --- the studies --------------------------------------------------------------------------------
+
+STUDIES = ("electrodes", "rates", "amounts", "augmentations")
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_every_entry_is_a_recipe_of_its_own(name):
+    "No two entries share a run folder, which does not know how a figure calls them; each can be read as a recipe."
+    said = ("preset_name", "seed", "corpus", "overrides")  # what else is given decides other parts of a recipe, in the notebook
+    asked = [(f"{e} {[(k, v) for k, v in p.items() if k not in said]}", requested(p["preset_name"], p.get("seed", 0), p.get("corpus", "embedded"), p.get("overrides", "{}"))) for e, p in SUITES[name] if "preset_name" in p]
+    assert len({(e, r.name, r.hash()) for e, r in asked}) == len(asked)
+    assert len({(e, r.name, r.method, r.training.seed) for e, r in asked}) == len(asked), "a method is one choice"
+
+
+@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("where", ["", "_89335547"])
+def test_a_study_varies_what_it_says_and_nothing_else(name, where):
+    runs = [(e, requested(p["preset_name"], 0, p.get("corpus", "embedded"), p["overrides"])) for e, p in SUITES[name + where] if p["seed"] == 0]
+    base = runs[0][1]
+    for e, r in runs[1:]:
+        changed = set(differences(r, base))
+        assert changed and all(place.startswith(VARIED[e]) for place in changed), f"{r.method}: {changed}"
+    assert set(EXPERIMENTS[runs[0][0]].published) <= {r.method for _, r in runs}, "published values stand under labels of runs"
+
+
+@pytest.mark.parametrize("name", ["hybrids", "gpt2", "gpt2_89335547", "paper_hybrids", "paper_hybrids_89335547"])
+def test_all_stacks_of_a_suite_can_stand_in_one_figure(name):
+    recipes = [requested(p["preset_name"], p["seed"], p.get("corpus", "embedded")) for e, p in SUITES[name] if e in ("e20", "e21")]
+    outside = {place for r in recipes for place in differences(r, recipes[0]) if not place.startswith(("training.seed", *VARIED["e20"]))}
+    assert not outside
+
+
+@pytest.mark.parametrize("name", ["tds_embedded", "hybrid_tds_4", "bilstm_embedded"])
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_a_lower_rate_keeps_the_milliseconds(name, factor):
+    "As many frames, as far apart and as long; jitter and crop as long; the future as far."
+    recipe = preset(name, {"augment.crop": [400, 80]})
+    slow = preset(name, {"augment.crop": [400, 80], **at_lower_rate(recipe, factor)})
+    models = [build_model(r, 2, 16) for r in (recipe, slow)]
+    windows = [sum(r.data.samples(2000)) for r in (recipe, slow)]
+    assert windows[1] == windows[0] + 32 * factor and slow.data.right_context_s == recipe.data.right_context_s
+    assert models[0].out_lengths(windows[0]) == models[1].out_lengths(windows[1]) and sample_stride(models[0]) == sample_stride(models[1])
+    for count in (lambda r: r.front_end.n_fft, lambda r: r.front_end.hop, lambda r: r.augment.alignment_jitter, lambda r: r.augment.crop[0], lambda r: r.augment.crop[1]):
+        assert count(slow) * factor == count(recipe)
+
+
+def test_a_rate_that_does_not_divide_is_refused():
+    with pytest.raises(BookError, match=r"front_end\.n_fft = 64.*another factor"): at_lower_rate(preset("tds_embedded"), 3)
+
+
+def test_only_decimation_changes_the_front_end():
+    for c in rate_choices(preset("tds_embedded"))[1:]:
+        assert ("front_end.hop" in c) == (c.get("data.rate_method", "decimate") == "decimate")
+
+
+def test_equal_steps_are_those_of_all_the_data():
+    choices = {c["method"]: c for c in amount_choices(60.0, 900)}
+    assert choices["100 %"] == {"method": "100 %"}
+    assert [(choices[f"{p} %, equal {of}"]["data.train_minutes"], choices[f"{p} %, equal {of}"].get("training.steps")) for p in (50, 10) for of in ("epochs", "steps")] == [(30, None), (30, 900), (6, None), (6, 900)]
+
+
+def test_each_augmentation_is_taken_away_alone():
+    recipe = preset("hybrid_tds_4")
+    changed = {c["method"]: set(differences(preset("hybrid_tds_4", c), recipe)) for c in augmentation_choices(recipe)}
+    without = [places for method, places in changed.items() if method.startswith("without")]
+    assert set.union(*without) == changed["none"] and sum(map(len, without)) == len(changed["none"]) and not changed["full recipe"]
+    assert next(c for c in augmentation_choices(recipe) if "cropping" in c["method"])["augment.crop"] == [1800, 200], "all the context, and no more"
+
+
+def test_electrodes_are_chosen_before_and_after_the_rotation():
+    for c in electrode_choices()[1:]: assert len(c["data.keep_electrodes"]) == int(c["method"].split()[0]) and c.get("data.after_rotation", False) == ("after" in c["method"])
+
+
+def test_the_second_report_is_complete():
+    "Every stack with a published rate is in a group or is its language model, and the suite trains every group and the electrodes of the best."
+    grouped = {e for stacks in HYBRID_GROUPS.values() for e in stacks}
+    assert {e for e, (_, val, _) in HYBRIDS.items() if val} <= grouped | {"tds_4_gpt2_2", "tds_4_gpt2_1"}
+    for where, name in (("", "hybrid_{}_embedded"), ("_89335547", "hybrid_{}")):
+        entries = SUITES["paper_hybrids" + where]
+        assert {p["preset_name"] for e, p in entries if e == "e20"} == {name.format(e) for e in grouped}
+        assert len({p["overrides"] for e, p in entries if e == "e22"}) == len(electrode_choices())
+
+
+def record(method="2000 Hz", seed=0, cer=9.0, **changes):
+    "A finished run that nobody carried out."
+    recipe = preset("tds_embedded", {"method": method, "training.seed": seed, **changes})
+    results = {"method": method, "seed": seed, "leaks": [], "parameters": 10, "epochs": 60, "steps": 780, "phases": {p: {"cer": cer} for p in ("val", "test")}}
+    return RunRecord(Path("none"), recipe, results, pd.DataFrame(), {})
+
+
+def test_only_runs_that_differ_in_what_is_varied_are_compared():
+    base, other_seed, held = record(), record(seed=1, cer=11.0), record("250 Hz, held", cer=12.0, **{"data.rate_factor": 8, "data.rate_method": "hold"})
+    strangers = [record(**{"optimiser.lr": 1e-3}), record(**{"training.epochs": 5}), record(**{"data.keep_electrodes": [0, 8]})]
+    found = comparable("e23", [base, *strangers, other_seed, held, record(cer=50.0)], base.recipe)
+    assert list(map(id, found)) == list(map(id, [base, other_seed, held])), "and the same method and seed once, the first of them"
+    rows = study_rows("e23", found)
+    test = rows[rows.phase == "test"].set_index("method")
+    assert test.cer.to_dict() == {"2000 Hz": 10, "250 Hz, held": 12} and test.published["250 Hz, held"] == EXPERIMENTS["e23"].published["250 Hz, held"]["test"]["cer"]
+    assert rows[(rows.phase == "val") & (rows.method == "250 Hz, held")].published.isna().all(), "not published"
+    sentences = study_sentences(rows[rows.phase == "test"], "made-up")
+    assert "10.00 % [-" in sentences[0] and "made-up recordings, 780 steps, 60 epochs, 10 parameters" in sentences[0] and sentences[1].endswith("one seed")
+
+
+def test_smoke_runs_of_the_studies_are_choices_of_theirs():
+    "What a smoke run leaves stands under a label with the same changes as in the suite, but for its length."
+    for name, e in (("electrodes", "e22"), ("rates", "e23"), ("amounts", "e24"), ("augmentations", "e25")):
+        smoke = {k: v for k, v in json.loads(EXPERIMENTS[e].smoke["overrides"]).items() if not k.startswith("training")}
+        choices = [{k: v for k, v in json.loads(p["overrides"]).items() if not k.startswith("training")} for _, p in SUITES[name]]
+        assert smoke in choices
+
+
+# --- transfer, choosers, calibration ------------------------------------------------------------
+
+def stretches(parts): return [(p.session.name, p.start, p.stop) for p in parts]
+
+
+def test_two_choosers_train_and_test_alike():
+    known, third = two_choosers(preset("bilstm_small", {"data.corpus": "users"}), "user3", "user8")
+    a, b = split_corpus(known), split_corpus(third)
+    assert stretches(a.train) == stretches(b.train) and stretches(a.test) == stretches(b.test) and len(a.users("test")) == 8
+    assert a.users("val") == a.users("train") == ("user3",) and b.users("val") == ("user8",)
+    assert all(place.startswith(("data.split", "data.train_minutes")) for place in differences(third, known))
+
+
+def test_a_new_person_and_a_stranger_stay_out_of_the_source():
+    tuned, others = for_new_person(preset("bilstm_small_finetuned", {"data.corpus": "users"}), preset("source_persons", {"data.corpus": "users"}), "user3")
+    (new,), (stranger,) = (tuned.data.split_options[k] for k in ("train_users", "test_users"))
+    assert new == "user3" and stranger != new and set(others.data.split_options["train_users"]) == {f"user{n}" for n in range(10)} - {new, stranger}
+    elsewhere = for_new_person(preset("bilstm_small_finetuned", {"data.corpus": "fingers"}), preset("source_persons", {"data.corpus": "users"}))[1].data.split_options
+    assert elsewhere["test_users"] and not set(elsewhere["test_users"]) & set(elsewhere["train_users"]), "a source from another corpus has somebody to test on as well"
+    with pytest.raises(BookError, match="user3"): for_new_person(tuned, others, "usr3")
+
+
+def transferred(root, start, seed, source_epochs=60):
+    "A run that starts from a source of its own seed."
+    (root / start).mkdir()
+    (root / start / "recipe.json").write_text(json.dumps(preset("source_simulated", {"training.seed": seed, "training.epochs": source_epochs}).to_dict()))
+    results = {"method": "M, from typing", "seed": seed, "parameters": 1, "epochs": 1, "steps": 1, "leaks": [], "phases": {"test": {"cer": 10.0 + seed}}}
+    return RunRecord(root / f"from-{start}", preset("bilstm_small_warm", {"start": start, "training.seed": seed}), results, pd.DataFrame(), {})
+
+
+def test_sources_are_told_apart_but_their_seeds_are_not(tmp_path):
+    runs = [transferred(tmp_path, f"s{seed}", seed) for seed in range(3)]
+    with pytest.raises(ValueError, match="start"): methods_table(runs)
+    assert methods_table(by_source(runs)).n_seeds.tolist() == [3]
+    mixed = by_source([*runs, transferred(tmp_path, "short", 0, 2)])
+    assert methods_table(comparable("e31", mixed, runs[0].recipe)).n_seeds.tolist() == [3, 1]
+
+
+def test_published_values_follow_the_method_and_not_its_source():
+    assert published_for("e31", "BiLSTM, transfer as published, from other persons")["test"]["cer"] == 21.522
+    assert not published_for("e31", "BiLSTM, transfer, own warm-ups, from other persons") and published_for("e31", "BiLSTM")["val"]["cer"] == 2.089
+
+
+def test_choices_of_transfer_differ_in_what_they_say():
+    for name, choices, varied in (("bilstm_small_warm", unfreezing_choices(), ("unfreezing.",)), ("bilstm_small_finetuned", calibration_choices((30, 300)), ("unfreezing.", "data.", "training."))):
+        recipes = [preset(name, c) for c in choices]
+        assert len({r.hash() for r in recipes}) == len({r.method for r in recipes}) == len(recipes)
+        assert all(place.startswith(varied) for r in recipes for place in differences(r, preset(name)))

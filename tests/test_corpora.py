@@ -22,8 +22,9 @@ import pytest
 
 from semgbook import corpora
 from semgbook.corpora import (CORPORA, CorpusError, CorpusFile, CorpusSource, check_corpus, check_lines, corpus_folder, describe_corpora, digest_of, download,
-                              fetch, identify_file, list_bucket, progress_line, read_metadata, safe_path, unpack_safely, yaml_list)
-from semgbook.session import DATASET, GROUP, list_sessions, open_corpus, row_dtype, write_session
+                              fetch, identify_file, list_bucket, progress_line, read_metadata, safe_path, unpack_safely, write_users, yaml_list)
+from semgbook.session import DATASET, GROUP, list_sessions, open_corpus, open_session, read_signal, row_dtype, write_session
+from semgbook.splits import make_split
 from toys import toy_corpus
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
@@ -45,13 +46,34 @@ def test_every_corpus_is_described(name):
     assert not source.archive or len(source.files) == 1
 
 
-@pytest.mark.parametrize("name", ["embedded", "fingers"])
+@pytest.mark.parametrize("name", ["embedded", "fingers", "users"])
 def test_embedded_corpora_write_themselves_once(name):
     folder = corpus_folder(name)
     stamps = {p: p.stat().st_mtime_ns for p in list_sessions(folder)}
     sessions = open_corpus(folder)
     assert len(sessions) == len(stamps) >= 2 and len({s.user for s in sessions}) >= 2
     assert corpus_folder(name) == folder == fetch(name) and {p: p.stat().st_mtime_ns for p in list_sessions(folder)} == stamps
+
+
+def test_ten_people_who_differ(tmp_path, monkeypatch):
+    "Ten names, each with their own means taken away, as told apart as the constant says; the split of the presets has nobody twice."
+    sessions = open_corpus(corpus_folder("users"))
+    assert sorted(s.user for s in sessions) == [f"user{n}" for n in range(10)] and {(s.rate_hz, s.n_channels, s.n_samples) for s in sessions} == {(200.0, 8, 36_000)}
+    split = make_split("leave_users_out", sessions)
+    assert [len(split.users(role)) for role in ("train", "val", "test")] == [6, 2, 2]
+    signals = [read_signal(s) for s in sessions]
+    assert all(not x[:, 0].any() and np.abs(x[:-3600, 1].mean(0)).max() < 1e-3 for x in signals), "the left band is silent; the first nine tenths decide the means"
+    small = [write_users(place, {"ann": 0.2, "bob": 0.2}, shift) for shift in (0.0, 1.5) if (place := tmp_path / str(shift)).mkdir() is None]
+    alike, apart = ([np.log(read_signal(open_session(p))[:, 1].std(0)) for p in paths] for paths in small)
+    assert np.abs(alike[0] - alike[1]).max() < 0.5 * np.abs(apart[0] - apart[1]).max(), "people differ by the shift, not by chance"
+    monkeypatch.setattr(corpora, "project_root", lambda: tmp_path)
+    monkeypatch.setattr(corpora, "USERS_MINUTES", {"ann": 0.1})
+    monkeypatch.setattr(corpora, "write_users", lambda folder: write_users(folder, {"ann": 0.1}))
+    made = corpus_folder("users") / "ann.hdf5"
+    first = made.stat().st_mtime_ns
+    assert corpus_folder("users") and made.stat().st_mtime_ns == first
+    monkeypatch.setattr(corpora, "USERS_SHIFT", 0.5)
+    assert corpus_folder("users") and made.stat().st_mtime_ns != first, "another constant, another corpus"
 
 
 @pytest.mark.parametrize("name, folder", [("emg2qwerty", "emg2qwerty-data-2021-08"), ("myo", "myo"), ("kao", "kao")])

@@ -11,7 +11,7 @@ from semgbook.charset import get_charset
 from semgbook.ctc import CTCHead, ctc_loss
 from semgbook.encoders import (ABOUT, ENCODERS, FRONT, NARROW, BlockSpec, Encoder, EncoderError, block_options, build_encoder, encoder_line, encoder_table,
                                format_encoder, frame_macs, lookahead, narrow, parse_encoder, sketch, with_front)
-from semgbook.transfer import feature_order, import_published, published_tensors
+from semgbook.transfer import check_export, export_onnx, export_torchscript, feature_order, import_published, published_tensors
 
 SMALL = (2, 4, 5)  # bands, electrodes, bins
 NARROWED = {name: narrow(name) for name in ENCODERS}  # every registered architecture, at a size that a test can run
@@ -128,6 +128,16 @@ def test_the_settling_stretch_is_the_lookahead_of_the_first_output(name):
         other[:, frame] += torch.randn(SMALL)
         with torch.no_grad(): moved[frame] = not torch.equal(encoder(x)[:, 0], encoder(other)[:, 0])
     assert list(moved.values()) == [True, False] and lookahead(encoder) == settle - 1
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "onnx"])
+def test_a_rolling_norm_is_exported(kind, tmp_path):
+    "It has no weights to fold, and its statistics are a graph of any length, shorter than the settling stretch too."
+    if kind == "onnx": [pytest.importorskip(p) for p in ("onnx", "onnxscript", "onnxruntime")]
+    encoder, head = make("rolling"), CTCHead(8 * 2, 7)
+    path = (export_torchscript if kind == "torchscript" else export_onnx)(tmp_path / "m.x", encoder, head)
+    table = check_export(path, encoder, head, sizes=((1, 0), (1, 14), (1, 15), (1, 16), (1, 2500)))
+    assert table.steps.tolist() == [5, 19, 20, 21, 2505] and table.difference.max() < 1e-5
 
 
 def sum_of_left(encoder):

@@ -24,6 +24,11 @@ def history(epochs=8, seed=0):
     return pd.DataFrame(dict(epoch=np.arange(epochs), step=100 * np.arange(1, epochs + 1), train_cer=value - 2, val_cer=value, train_loss=value / 25, val_loss=value / 24))
 
 
+def watched(**changes):
+    "A history as an adversarial training writes it."
+    return history(seed=2).assign(domain_accuracy=np.linspace(0.8, 0.3, 8), domain_chance=0.25, domain_weight=np.linspace(0, 1, 8), task_norm=2.0, domain_norm=0.5, applied=np.linspace(0, 0.5, 8)).assign(**changes)
+
+
 HISTORIES = {"TDS": history(), "Residual BiLSTM, seed 1": history(seed=1)}
 ROWS = pd.DataFrame([("TDS", "val", 6.2, 5.6, 6.9, None, 1.9, 0.9, 3.4), ("TDS", "test", 11.4, 10.1, 12.8, 11.3, 3.6, 1.6, 6.2),
                      ("Residual BiLSTM", "val", 9.0, None, None, None, 2.4, 1.5, 5.1), ("Residual BiLSTM", "test", 117.9, 95.8, 120.3, 22.9, 5.2, 102.9, 9.8)],
@@ -44,16 +49,20 @@ def stretch(text="the fox⌫⏎ A", decoded="the box⌫⏎ A", frames_per_key=20
 EXAMPLES = {
     "loss_curves": dict(histories=HISTORIES, protocol=PROTOCOL),
     "cer_curves": dict(histories=HISTORIES, protocol=PROTOCOL),
+    "learning_curves": dict(histories=HISTORIES, protocol=PROTOCOL, over="step"),
+    "domain_curves": dict(histories={"DANN": watched(), "TDS": history()}, protocol=PROTOCOL),
     "error_bars": dict(rows=ROWS, protocol=PROTOCOL),
     "error_kinds": dict(rows=ROWS, protocol=PROTOCOL),
     "sweep_map": dict(rows=pd.DataFrame([(w, b, 9 + (w - 1)**2 + b) for w in (0.0, 1.0, 2.0) for b in (0.0, 2.0)], columns=["lm_weight", "insertion_bonus", "cer"]), protocol=PROTOCOL),
-    "cost_map": dict(rows=ROWS[ROWS.phase == "test"].assign(parameters=[5e6, 1.5e6], seconds=[100.0, 250.0]), protocol=PROTOCOL),
+    "cost_map": dict(rows=ROWS[ROWS.phase == "test"].assign(parameters=[5e6, 1.5e6], mmacs_per_s=[600.0, 90.0], seconds=[100.0, 250.0]), protocol=PROTOCOL),
     "study_curves": dict(rows=pd.DataFrame(dict(x=[4, 16, 4, 16], way=["TDS", "TDS", "BiLSTM", "BiLSTM"], cer=[20.0, 9, 30, 9], low=[18.0, 8, 28, 8], high=[22.0, 10, 32, 10])), x_title="electrodes per band (count)", protocol=PROTOCOL),
     "emission_heatmap": dict(**stretch(), protocol=PROTOCOL),
     "print_curves": dict(histories=HISTORIES),
     "print_error_bars": dict(rows=ROWS),
 }
-UNITS = dict(loss_curves="nats", cer_curves="%", error_bars="%", error_kinds="%", sweep_map="weight", cost_map="%", study_curves="%", emission_heatmap="(s)", print_curves="%", print_error_bars="%")
+UNITS = dict(loss_curves="nats", domain_curves="nats", cer_curves="%", learning_curves="nats", error_bars="%", error_kinds="%", sweep_map="weight", cost_map="%", study_curves="%", emission_heatmap="(s)", print_curves="%", print_error_bars="%")
+
+N_PLOTLY = sum(not name.startswith("print_") for name in FIGURES)
 
 
 def test_registry_is_complete():
@@ -68,9 +77,24 @@ def test_the_best_pair_of_a_sweep_is_ringed():
     with pytest.raises(figures.FigureError, match="insertion_bonus"): figures.sweep_map(pd.DataFrame(dict(lm_weight=[1.0], cer=[2.0])))
 
 
+def test_an_objective_is_seen_in_four_panels():
+    "What was noted stands in its panel; chance beside the classifier; a distance where there is none; a run without objective in the first panel only."
+    example, panels = EXAMPLES["domain_curves"]["histories"], {"y2": ["domain_accuracy", "domain_chance"], "y3": ["task_norm", "domain_norm", "applied"], "y4": ["domain_weight"]}
+    drawn = [t for t in figures.domain_curves(example).data if t.showlegend is False]
+    for axis, columns in panels.items():
+        panel = [t for t in drawn if t.yaxis == axis]
+        assert {t.name for t in panel} == {"DANN"} and all(np.array_equal(t.y, example["DANN"][c]) for t, c in zip(panel, columns, strict=True))
+        assert len({t.line.dash for t in panel}) == len(columns)
+    assert [(t.name, tuple(t.y)) for t in drawn if t.yaxis == "y"] == [(m, tuple(example[m][f"{p}_loss"])) for m in example for p in ("val", "train")]
+    distance = figures.domain_curves({"MMD": watched(domain_accuracy=np.nan, domain_loss=0.1)})
+    assert [tuple(t.y) for t in distance.data if t.yaxis == "y2"] == [(0.1,) * 8] and "distance" in distance.layout.yaxis2.title.text
+    with pytest.raises(FigureError, match="TDS.*domain_weight"): figures.domain_curves({"TDS": history()})
+
+
 def test_costs_are_exchanged_by_buttons():
     figure = figures.cost_map(**EXAMPLES["cost_map"])
-    assert [b.args[0]["x"] for b in figure.layout.updatemenus[0].buttons] == [[[5e6], [1.5e6]], [[100.0], [250.0]]]
+    assert [b.args[0]["x"] for b in figure.layout.updatemenus[0].buttons] == [[[5e6], [1.5e6]], [[600.0], [90.0]], [[100.0], [250.0]]]
+    assert [b.args[1]["xaxis.title.text"] for b in figure.layout.updatemenus[0].buttons] == list(figures.COSTS.values())
     with pytest.raises(figures.FigureError, match="parameters"): figures.cost_map(ROWS)
 
 
@@ -110,7 +134,8 @@ def test_inputs_are_not_changed(name):
     assert before == json.dumps(EXAMPLES[name], default=lambda o: o.to_json() if hasattr(o, "to_json") else o.tolist())
 
 
-def test_colours_are_stable_and_distinct():
+def test_colours_are_stable_and_distinct(monkeypatch):
+    monkeypatch.setattr(figures, "_METHODS", {"tds": PALETTE[0], "bilstm": PALETTE[1]})  # as in a fresh process: other tests have named methods of their own
     assert colour_of("TDS") == colour_of("tds") == colour_of("TDS, seed 7") == colour_of(" TDS (simulated)") == PALETTE[0]
     others = [colour_of(f"some method {i}") for i in range(4)]
     assert others == [colour_of(f"some method {i}") for i in reversed(range(4))][::-1]
@@ -118,6 +143,25 @@ def test_colours_are_stable_and_distinct():
     assert not set(KIND_COLOURS.values()) & set(PALETTE) and tint("#102030", 0) == "#102030" and tint("#102030", 1) == "#FFFFFF"
     bars, curves = error_bars(ROWS), cer_curves(HISTORIES)
     assert bars.data[0].marker.color[3] == colour_of("Residual BiLSTM") == next(t for t in curves.data if t.name.startswith("Residual")).line.color
+
+
+@pytest.mark.parametrize("over", ["epoch", "step"])
+def test_both_panels_show_the_same_runs_over_the_same_axis(over):
+    figure = figures.learning_curves(HISTORIES, PROTOCOL, over)
+    drawn = [t for t in figure.data if t.showlegend is False]
+    for axis, metric in (("y", "loss"), ("y2", "cer")):
+        panel = [t for t in drawn if t.yaxis == axis]
+        assert [t.name for t in panel] == [label for label in HISTORIES for _ in ("val", "train")]
+        for t, column in zip(panel, ("val", "train") * len(HISTORIES), strict=True):
+            assert np.array_equal(t.y, HISTORIES[t.name][f"{column}_{metric}"]) and np.array_equal(t.x, HISTORIES[t.name][over])
+    assert figure.layout.xaxis.matches == "x2" and over in figure.layout.xaxis2.title.text
+    assert len({t.legendgroup for t in drawn}) == len(HISTORIES), "a click in the legend hides a run in both panels"
+    assert {t.line.color for t in drawn if t.name == "TDS"} == {colour_of("TDS")}
+
+
+def test_curves_over_steps_need_steps():
+    with pytest.raises(FigureError, match="'TDS' has no column step"): figures.learning_curves({"TDS": history().drop(columns="step")}, over="step")
+    with pytest.raises(FigureError, match="val_loss"): figures.learning_curves({"TDS": history().drop(columns=["train_loss", "val_loss"])})
 
 
 def test_curves_of_little_data():
@@ -245,7 +289,7 @@ def test_page_makes_no_request(page):
     assert re.findall(r'href="(https?://[^"]*)"', own) == ["https://example.org/paper"]     # followed only on a click
     assert not re.search(r"<script[^>]+src", text)
     assert page.stat().st_size < 8 * 2**20 and text.count("plotly.js v") == 1 and "<title>A &lt;report&gt;</title>" in text
-    assert text.count('class="sg-plotly"') == 8 and own.count("data:image/png;base64,") == 2 and len(set(re.findall(r'id="(figure-\d+)"', text))) == 8
+    assert text.count('class="sg-plotly"') == N_PLOTLY and own.count("data:image/png;base64,") == 2 and len(set(re.findall(r'id="(figure-\d+)"', text))) == N_PLOTLY
 
 
 def test_page_without_plotly_figures_carries_no_plotly(tmp_path):
@@ -277,4 +321,4 @@ def test_page_draws_in_a_browser(page, tmp_path):
     if not dom: pytest.skip("chromium does not start here")
     assert not re.search(r'<html[^>]*data-error="([^"]*)"', dom), re.search(r'<html[^>]*data-error="([^"]*)"', dom)[1]
     drawn = re.split(r'<div class="sg-plotly', dom.split("<script>!function")[0])[1:]
-    assert len(drawn) == 8 and all('class="main-svg"' in d and 'class="xtick"' in d for d in drawn)
+    assert len(drawn) == N_PLOTLY and all('class="main-svg"' in d and re.search(r'class="x\d*tick"', d) for d in drawn)

@@ -9,10 +9,10 @@ from semgbook.inference import (ChunkPlan, chunk_emissions, decode_stretch, lang
                                 readers_of, score_sessions, sweep_readers)
 from semgbook.language_model import embedded_language_model, write_arpa
 from semgbook.recipes import override
-from semgbook.session import list_sessions, open_session
+from semgbook.session import list_sessions, open_session, read_signal, write_session
 from semgbook.splits import Part
 from semgbook.store import SignalStore
-from semgbook.training import build_model, load_data, sample_field, sample_stride, score_windows
+from semgbook.training import build_model, frame_field, load_data, sample_field, sample_stride, score_windows
 
 BOUNDED = ["norm mlp(features=16) tds:1(channels=4,kernel=8)", "norm mlp(features=16) tds:3(channels=4,kernel=5)"]
 QWERTY = get_charset("qwerty")
@@ -70,6 +70,26 @@ def test_unbounded_chunks_are_the_windows_of_validation(corpus):
     windowed = "".join(score_windows(model, data.val, data.charset, torch.device("cpu")).predictions)
     whole = decode_stretch(model, SignalStore([part.session]), 0, part, recipe, readers_of(recipe, data.charset))
     assert len(windowed) > 10 and whole["greedy"].startswith(windowed)
+
+
+@pytest.mark.parametrize("encoder", ["transformer(heads=4,feedforward=16)", "bilstm(hidden=8)"])
+def test_what_lies_far_away_reaches_a_full_pass_and_no_chunk(corpus, session, tmp_path, encoder):
+    "The second half of a session made louder: a full pass reads its beginning differently, windows as trained do not."
+    recipe = toy_recipe(corpus, encoder=f"norm mlp(features=16) {encoder}", data__left_context_s=0.3)
+    torch.manual_seed(0)
+    model, half = build_model(recipe, 2, 16).eval(), session.n_samples // 2
+    signal = np.array(read_signal(session))
+    signal[half:] *= 30
+    times = session.first_time + np.arange(len(signal)) / session.rate_hz
+    loud = open_session(write_session(tmp_path / "loud.hdf5", signal, times, list(session.keys), session.press_times, session.press_times + 0.1,
+                                      name="loud", user="toy", rate_hz=session.rate_hz))
+    as_trained, one_pass = (plan_chunks(model, session.n_samples, override(recipe, {"data.window_s": s}), session.rate_hz) for s in (2.0, 1000.0))
+    assert len(one_pass) == 1 < len(as_trained)
+    n_chunks, n_frames, apart = int((as_trained.stops <= half).sum()), (half - frame_field(model)) // sample_stride(model), {}
+    for name, plan, chunks, frames in (("chunks", as_trained, n_chunks, None), ("full", one_pass, 1, n_frames)):
+        quiet, noisy = (torch.cat(list(chunk_emissions(model, SignalStore([s]), 0, 0, plan, 1))[:chunks])[:frames] for s in (session, loud))
+        apart[name] = float((quiet - noisy).abs().max())
+    assert n_chunks >= 3 and n_frames > 100 and apart["chunks"] == 0 and apart["full"] > 1e-3
 
 
 def test_references_are_everything_typed(corpus, session):

@@ -6,14 +6,18 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from toys import toy_corpus, toy_recipe
 
 from semgbook.metrics import count_errors_after_backspaces, count_errors_many, total_errors
 from semgbook.repro import atomic_write
-from semgbook.runs import begun_from, carry_out, list_runs, planned_run, read_run, read_texts, run_state, runs_table, start_run
+from semgbook.domain import fresh_probe, pool_features
+from semgbook.runs import begun_from, carry_out, list_runs, open_model, planned_run, probe_user, read_run, read_texts, run_state, runs_table, start_run
 from semgbook.splits import SplitError
+from semgbook.training import build_model, load_data
 
 WORKER = """
 import sys
@@ -174,3 +178,43 @@ def test_table_has_a_row_per_phase(finished):
 def test_history_is_one_row_per_epoch(finished):
     history = read_run(finished.folder).history
     assert history.epoch.tolist() == list(range(6)) and history.step.is_monotonic_increasing
+
+
+# --- who is typing ------------------------------------------------------------------------------
+
+def two_users(folder, seconds=64.0, val_fraction=0.1, **changes):
+    "Recipe of a corpus in which two users train and a third one tests."
+    toy_corpus(folder, n_sessions=3, seconds=seconds, users=("ann", "bob", "eve"))
+    return toy_recipe(folder, data__split="fraction", data__split_options={"test_users": ["eve"], "val_fraction": val_fraction}, training__epochs=1, **changes)
+
+
+def test_a_run_of_two_users_is_probed_and_one_of_one_user_is_not(finished, tmp_path):
+    "The stored weights give the stored probe, whatever mode the model is in; one user has nothing to be told from."
+    assert "probe" not in read_run(finished.folder).results
+    recipe = two_users(tmp_path / "corpus", augment__noise_std=[0.5, 1.0])
+    stored = carry_out(run := start_run("e99", recipe, tmp_path / "runs"), lambda line: None)["probe"]
+    model, _, _ = open_model(run.folder)
+    assert stored["chance"] == 0.5 and stored["low"] <= stored["accuracy"] <= stored["high"] and stored["n_users"] == 2
+    assert probe_user(model.train(), load_data(recipe)) == stored, "without augmentation, in evaluation mode"
+    assert model.training, "and back"
+
+
+def test_the_probe_sees_what_the_model_would(tmp_path):
+    "Its rows are pooled features of plain windows; few of them are spread over all users."
+    recipe = two_users(tmp_path / "corpus")
+    data = load_data(recipe)
+    torch.manual_seed(0)
+    model = build_model(recipe, 2, 16).eval()
+    windows = data.train.window_set
+    batch = windows.batch(np.arange(len(windows)), draws=0)
+    with torch.no_grad(): rows = pool_features(*model.encode(batch.signal, batch.signal_lengths))
+    expected, found = fresh_probe(rows, windows.owners()), probe_user(model, data)
+    assert (found["n"], found["n_windows"]) == (expected.n, len(windows)) and found["accuracy"] == pytest.approx(expected.accuracy, abs=0.05)
+    few = probe_user(model, data, max_windows=len(windows) // 2)
+    assert few["n_windows"] == len(windows) // 2 and few["n_users"] == 2
+
+
+def test_a_probe_that_cannot_be_is_written_down(tmp_path):
+    "Two windows per user: the training is kept, and the results say why there is no number."
+    probe = carry_out(start_run("e99", two_users(tmp_path / "corpus", seconds=8.0, val_fraction=0.5), tmp_path / "runs"), lambda line: None)["probe"]
+    assert "rows" in probe["refused"] and probe["n_windows"] == 4 and "accuracy" not in probe

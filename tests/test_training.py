@@ -10,7 +10,7 @@ from toys import toy_corpus, toy_recipe
 
 from semgbook.ctc import ctc_loss
 from semgbook.recipes import PRESETS, Optimiser, override, preset
-from semgbook.training import Ledger, build_model, build_optimiser, count_parameters, fit, is_better, lineage_of, load_data, sample_field, sample_stride, score_windows, split_corpus, starting_weights
+from semgbook.training import Ledger, build_model, build_optimiser, count_parameters, fit, is_better, lineage_of, load_data, plan_moves, sample_field, sample_stride, score_windows, split_corpus, starting_weights
 from semgbook.splits import SplitError
 from semgbook.transfer import Checkpoint, load_checkpoint
 
@@ -107,6 +107,11 @@ def test_bf16_trains(corpus, tmp_path):
 def test_a_silent_model_is_spoken_of(corpus, tmp_path):
     recipe = toy_recipe(corpus, training__epochs=10, optimiser__lr=1e-7, blank_bias=20.0)
     with pytest.warns(UserWarning, match="blank"): fit(recipe, load_data(recipe), tmp_path)
+
+
+def test_a_babbling_model_is_spoken_of(corpus, tmp_path):
+    recipe = toy_recipe(corpus, training__epochs=10, optimiser__lr=1e-7, blank_bias=-20.0)
+    with pytest.warns(UserWarning, match="blank_bias=4"): fit(recipe, load_data(recipe), tmp_path)
 
 
 def test_sessions_without_a_key_press(tmp_path):
@@ -227,3 +232,94 @@ def test_every_augmentation_trains(corpus, tmp_path, changes):
     history = fit(recipe, load_data(recipe), tmp_path)[1]
     plain = fit(toy_recipe(corpus, training__epochs=1), load_data(recipe), tmp_path / "plain")[1]
     assert np.isfinite(history[0]["train_loss"]) and history[0]["train_loss"] != plain[0]["train_loss"]
+
+
+TWO_USERS = {"data__split": "fraction", "data__split_options": {"test_users": ["third"]}}
+
+
+@pytest.fixture(scope="module")
+def persons(tmp_path_factory): return toy_corpus(tmp_path_factory.mktemp("persons"), users=("first", "second", "third"))
+
+
+@pytest.fixture(scope="module")
+def persons_run(persons, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("persons_run")
+    recipe = toy_recipe(persons, **TWO_USERS)
+    fit(recipe, load_data(recipe), folder)
+    return folder
+
+
+def test_a_resumed_run_with_classifier_and_schedule_equals_an_undisturbed_one(persons, persons_run, tmp_path):
+    start = load_checkpoint(persons_run / "model.safetensors")
+    recipe = toy_recipe(persons, **TWO_USERS, start=str(persons_run), training__epochs=4, domain={"method": "dann", "ramp": 5.0, "warmup": 0.25, "cap": 0.3, "lr": 5e-3, "balanced": True},
+                        unfreezing={"schedule": "output@0 tds@1/4 rest@2/4*0.5", "cycle": "group", "anchor": 1e-3})
+
+    class PowerCut(Exception): pass
+
+    def cut(ledger, better):
+        if len(ledger.history) == 2: raise PowerCut
+
+    run = lambda folder, **more: fit(recipe, load_data(recipe, start=start), folder, start=start, **more)
+    with pytest.raises(PowerCut): run(tmp_path / "cut", on_epoch=cut)
+    (resumed_model, resumed), (model, history) = run(tmp_path / "cut"), run(tmp_path / "whole")
+    columns = NUMBERS + ("domain_loss", "domain_accuracy", "domain_weight", "domain_chance", "task_norm", "domain_norm", "applied")
+    assert [[row.get(c) for c in columns] for row in resumed] == [[row.get(c) for c in columns] for row in history]
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), resumed_model.state_dict().values()))
+    assert history[0]["domain_weight"] == 0 < history[-1]["domain_weight"] and "task_norm" not in history[0], "nothing below the output layer moves in the first epoch"
+    assert all(row["applied"] <= 0.3 * row["task_norm"] + 1e-9 for row in history[1:])
+
+
+def test_what_a_schedule_freezes_stays_bit_by_bit(persons, persons_run, tmp_path):
+    start = load_checkpoint(persons_run / "model.safetensors")
+    recipe = toy_recipe(persons, **TWO_USERS, start=str(persons_run), unfreezing={"schedule": "output@0 rest@never"}, optimiser__weight_decay=0.1, training__epochs=2)
+    model, _ = fit(recipe, load_data(recipe, start=start), tmp_path, start=start)
+    same = {k: torch.equal(v, start.state[k]) for k, v in model.state_dict().items()}
+    assert all(ok for k, ok in same.items() if k.startswith("encoder.")) and not same["head.linear.weight"]
+    assert any("running_mean" in k for k in same) and all(p.requires_grad for p in model.parameters())
+    moving = override(recipe, {"unfreezing.freeze_statistics": False})
+    other, _ = fit(moving, load_data(moving, start=start), tmp_path / "moving", start=start)
+    assert not all(torch.equal(v, start.state[k]) for k, v in other.state_dict().items() if "running_mean" in k)
+
+
+def test_an_anchor_holds_the_weights_back(persons, persons_run, tmp_path):
+    start = load_checkpoint(persons_run / "model.safetensors")
+
+    def distance(anchor):
+        recipe = toy_recipe(persons, **TWO_USERS, start=str(persons_run), unfreezing={"anchor": anchor}, training__epochs=2)
+        model, _ = fit(recipe, load_data(recipe, start=start), tmp_path / str(anchor), start=start)
+        return sum(float((p - start.state[k]).square().sum()) for k, p in model.named_parameters())
+
+    assert distance(10.0) < 0.5 * distance(0.0)
+
+
+def test_weights_of_other_keys_are_carried_over_and_recorded(persons, persons_run, tmp_path):
+    start = load_checkpoint(persons_run / "model.safetensors")
+    recipe = toy_recipe(persons, **TWO_USERS, start=str(persons_run), data__charset="fingers", training__epochs=1, data__allow_leaks=True)
+    fit(recipe, load_data(recipe, start=start), tmp_path, start=start)
+    rows = {r["tensor"]: r["status"] for r in json.loads((tmp_path / "carried.json").read_text())["rows"]}
+    assert rows["head.linear.weight"] == "mapped" and set(rows.values()) == {"loaded", "mapped"}
+
+
+def test_the_classifier_does_not_change_the_first_draws(persons):
+    plain = toy_recipe(persons, **TWO_USERS)
+    judged = override(plain, {"domain.method": "dann"})
+    models = []
+    for recipe in (plain, judged):
+        torch.manual_seed(0)
+        model = build_model(recipe, 2, 16)
+        plan_moves(recipe, model, load_data(recipe))
+        models.append((model.state_dict(), torch.rand(1)))
+    assert models[0][1] == models[1][1] and all(torch.equal(a, b) for a, b in zip(models[0][0].values(), models[1][0].values()))
+
+
+def test_a_silent_band_and_few_electrodes_are_filled_as_the_recipe_says(persons):
+    signal, lengths = torch.randn(1, 2000, 2, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([2000])
+    signal[:, :, 1] = 0
+    out = {}
+    for fill, band in (("tile", "zeros"), ("interpolate", "zeros"), ("tile", "mirror")):
+        torch.manual_seed(0)
+        model = build_model(toy_recipe(persons, data__electrodes=16, data__electrode_fill=fill, data__empty_band=band), 2, 8).eval()
+        features, n = model.encode(signal, lengths)
+        assert torch.equal(model(signal, lengths).log_probs, model.head(features, n).log_probs)
+        out[fill, band] = features
+    assert len({float(f.sum()) for f in out.values()}) == 3

@@ -392,7 +392,22 @@ def test_user_turns_favour_nobody_and_mix_who_meets_whom():
     assert all(len(set(batch)) == 32 for batch in turns) and np.ptp(np.bincount(turns.ravel())) == 0
     partners = {tuple(sorted(batch)) for batch in turns}
     assert len(partners) == 30, "the same users meet in every round"
-    assert np.mean(np.diff(turns, axis=1) > 0) < 0.6  # no order within a batch
+    laps = user_turns(32 * 30, 32, 5, np.random.default_rng(0)).reshape(30, 32)
+    assert len({tuple(batch[:10]) for batch in laps}) == 30, "users stand in the same order in every batch"
+
+
+def test_balanced_copies_lie_a_lap_apart_and_laps_are_shuffled():
+    "A user's windows all come once before one comes again, in another order in every lap and every epoch."
+    owners = np.random.default_rng(3).permutation(np.repeat([0, 1, 2], [10, 10, 40]))
+    laps = set()
+    for epoch in range(3):
+        order = balanced_order(owners, 6, 0, epoch)
+        mine = order[owners[order] == 0]
+        assert len(mine) == 20
+        for lap in (mine[:10], mine[10:]):
+            assert set(lap) == set(np.flatnonzero(owners == 0))
+            laps.add(tuple(lap))
+    assert len(laps) == 6
 
 
 def test_balanced_loader(sessions):
