@@ -137,7 +137,7 @@ class Recipe:
         "Eight characters that change with every choice except the name."
         return recipe_hash(self.to_dict())
 
-
+# %% ../nbs/50_recipes.ipynb #recipe-hash
 def recipe_hash(values: dict,  # what `Recipe.to_dict` makes
                 ) -> str:
     "The hash of a recipe's plain form; later fields take part only where they differ from their default."
@@ -347,7 +347,7 @@ def users_with(name: str, label: str, **domain) -> Recipe:
 
 
 def users_dann_published() -> Recipe:
-    "DANN as the first report describes it: per frame, constant lambda of 1 from the start (it had difficulty converging; no number was published)."
+    "DANN as the first report describes it: per frame, constant lambda of 1 from the start. Nothing published but that it had difficulty converging."
     return users_with("users_dann_published", "DANN as published", method="dann", weight=1.0, ramp=0.0, pooling="frame")
 
 
