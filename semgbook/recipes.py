@@ -442,7 +442,7 @@ def suitable_context(line: str,  # of an encoder
     encoder = sketch(line, 2, 16, n_fft // 2 + 1)
     return round(max((n_fft + (encoder.shortest - 1) * hop) / 2000 - 0.125, 0.3 if encoder.field is None else 0.0), 3)
 
-
+# %% ../nbs/50_recipes.ipynb #hybrid-presets
 SLOW = NARROW | {"tds": dict(channels=8, kernel=3), "local": dict(heads=2, feedforward=64, left=4), "conformer": dict(heads=2, feedforward=64, kernel=3, left=4, right=2)}
 
 
