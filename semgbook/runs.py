@@ -418,6 +418,7 @@ def methods_table(records: list,  # of RunRecord, finished runs of one experimen
                 raise ValueError(f"runs {own[0].folder.name} and {r.folder.name} of method {method!r} differ in more than the seed ({', '.join(apart)}): compare them under two names, or leave one out")
         cers = [r.results["phases"][phase]["cer"] for r in own]
         mean, low, high = across_seeds(cers) if len(cers) > 1 else (cers[0], None, None)
+        low = low if low is None else max(low, 0.0)  # two seeds far apart say "anything", not "less than no error"
         facts = own_facts(own[0])
         rows.append({"method": method, "cer": mean, "low": low, "high": high, "n_seeds": len(cers), "parameters": own[0].results["parameters"], "mmacs_per_s": facts["mmacs_per_s"],
                      "epochs": own[0].results["epochs"], "steps": own[0].results["steps"], "seconds": float(np.mean([r.provenance.get("training_seconds", np.nan) for r in own])),
