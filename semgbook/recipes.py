@@ -329,8 +329,8 @@ def source_simulated() -> Recipe:
 
 
 def source_persons() -> Recipe:
-    "A network to transfer from: other persons' wristbands, a folder given with corpus; the last person tests. Nothing published."
-    return replace(bilstm_small(), name="source_persons", method="source, other persons", data=replace(bilstm_kao().data, split_options={"test_users": []}))
+    "A network to transfer from: other persons' wristbands, a folder given with corpus; name who tests in data.split_options. Nothing published."
+    return replace(bilstm_small(), name="source_persons", method="source, other persons", data=replace(bilstm_kao().data, split_options={"test_users": ["subject2"]}))
 
 # %% ../nbs/50_recipes.ipynb #users-presets
 USERS = Data("users", charset="fingers", split="leave_users_out", electrodes=16)
