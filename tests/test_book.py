@@ -191,7 +191,7 @@ def test_only_runs_that_differ_in_what_is_varied_are_compared():
     assert test.cer.to_dict() == {"2000 Hz": 10, "250 Hz, held": 12} and test.published["250 Hz, held"] == EXPERIMENTS["e23"].published["250 Hz, held"]["test"]["cer"]
     assert rows[(rows.phase == "val") & (rows.method == "250 Hz, held")].published.isna().all(), "not published"
     sentences = study_sentences(rows[rows.phase == "test"], "made-up")
-    assert "10.00 % [-" in sentences[0] and "made-up recordings, 780 steps, 60 epochs, 10 parameters" in sentences[0] and sentences[1].endswith("one seed")
+    assert "10.00 % [0.00, " in sentences[0] and "made-up recordings, 780 steps, 60 epochs, 10 parameters" in sentences[0] and sentences[1].endswith("one seed")
 
 
 def test_smoke_runs_of_the_studies_are_choices_of_theirs():

@@ -27,7 +27,7 @@ def test_unknown_verb_is_refused(capsys):
     assert end.value.code == 2 and "rnu" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words, says", [(["run", "e31"], "e30"), (["run", "e00", "-p", "sede=1"], "seed"), (["run", "e00", "-p", "seed"], "name=value"),
+@pytest.mark.parametrize("words, says", [(["run", "e000"], "e00"), (["run", "e00", "-p", "sede=1"], "seed"), (["run", "e00", "-p", "seed"], "name=value"),
                                          (["book", "smke"], "smoke"), (["eval", "no-such-run", "x.hdf5"], "no-such-run"), (["data", "check", "no-such-folder"], "no-such-folder")])
 def test_refusals_are_one_sentence_and_status_2(words, says, capsys):
     assert main(words) == 2
