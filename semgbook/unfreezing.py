@@ -274,6 +274,11 @@ def learning_rates(optimiser,  # a recipe's: schedule, lr, warmup, final_lr, per
 class GroupCycles(LambdaLR):
     "A learning-rate curve for each parameter group, with the momentum that belongs to it."
 
+    def __init__(self,
+                 optimizer,  # Adam or AdamW
+                 curves):  # a RateCurve for each of its parameter groups
+        super().__init__(optimizer, curves)
+
     def get_lr(self) -> list:
         for group, curve in zip(self.optimizer.param_groups, self.lr_lambdas):
             momentum = curve.momentum(self.last_epoch)

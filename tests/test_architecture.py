@@ -108,3 +108,12 @@ def test_exports_keep_the_house_rules():
                 assert all(alias.name != "*" for alias in node.names), name
                 assert (node.module or "").split(".")[0] not in {"fastcore", "nbdev"}, name
             assert not (isinstance(node, ast.Name) and node.id in {"patch", "patch_to"}), name
+
+
+@pytest.mark.parametrize("name", sorted(numbers()))
+def test_everything_exported_can_be_shown(name):
+    "The site shows a signature of each; a class that inherits one with names nobody can resolve stops it."
+    from nbdev.showdoc import show_doc
+    module = importlib.import_module(f"semgbook.{name}")
+    own = [getattr(module, n) for n in module.__all__ if getattr(getattr(module, n), "__module__", "") == module.__name__ and callable(getattr(module, n))]
+    assert all(str(show_doc(thing)) for thing in own)
