@@ -1,10 +1,13 @@
 "The import graph of the package is the table on nbs/architecture.ipynb, goes only downwards, and stays light."
 import ast
+import importlib
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "semgbook"
