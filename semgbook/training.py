@@ -461,6 +461,8 @@ def fit(recipe: Recipe,  # what to do
     carried = begin_with(model, start, recipe, data) if start else None
     if carried: atomic_write(folder / "carried.json", json.dumps(carried.to_dict(), indent=1))
 
+    moves = plan_moves(recipe, model, data, carried)
+
     def keep(ledger, better, trainer):
         if better: save_checkpoint(best_path, model, card)
         trainer.save_checkpoint(folder / "last.tmp", weights_only=False)
@@ -471,8 +473,8 @@ def fit(recipe: Recipe,  # what to do
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", message=".*(LeafSpec|does not have many workers|lr_scheduler.step|isinstance\\(treespec).*")
         trainer, resume = _trainer(recipe, n_epochs(recipe, data), device, folder), last if last.exists() else None
-        try: trainer.fit(make_task(recipe, model, ledger, keep, plan_moves(recipe, model, data, carried)), data.train, ckpt_path=resume, weights_only=True)
+        try: trainer.fit(make_task(recipe, model, ledger, keep, moves), data.train, ckpt_path=resume, weights_only=True)
         except SystemExit as ending: raise KeyboardInterrupt from ending  # Lightning turns a stop button into an exit
-    model.requires_grad_(True)
+    moves.unfreezing.release()  # what a block keeps frozen for good stays so
     load_into(model, load_checkpoint(best_path))
     return model.to(device).eval(), ledger.history

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from semgbook.encoders import build_encoder
 from semgbook.recipes import CHOICES, PRESETS, Recipe, RecipeError, checked, override, preset, recipe_from_dict
 
 
@@ -55,3 +56,12 @@ def test_whole_numbers_are_welcome_as_floats():
 
 def test_recipes_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError): preset("bilstm_kao").encoder = "tds"
+
+
+@pytest.mark.parametrize("name", [n for n in PRESETS if n.startswith("hybrid_") and n.endswith("_embedded") and "gpt2" not in n])
+def test_the_context_gives_back_what_the_convolutions_take(name):
+    "Emissions begin before, or hardly after, the first label of a window."
+    recipe = preset(name)
+    encoder = build_encoder(recipe.encoder, 2, 16, recipe.front_end.n_fft // 2 + 1)
+    first_ends = (recipe.front_end.n_fft + (encoder.shortest - 1) * recipe.front_end.hop) / 2000
+    assert first_ends <= recipe.data.left_context_s + 0.13

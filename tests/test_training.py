@@ -323,3 +323,18 @@ def test_a_silent_band_and_few_electrodes_are_filled_as_the_recipe_says(persons)
         assert torch.equal(model(signal, lengths).log_probs, model.head(features, n).log_probs)
         out[fill, band] = features
     assert len({float(f.sum()) for f in out.values()}) == 3
+
+
+def test_what_a_block_keeps_frozen_is_frozen_after_training(corpus, tmp_path):
+    line = "norm mlp(features=16) gpt2(weights=random,trainable=1,layers=3,heads=2)"
+    recipe = toy_recipe(corpus, encoder=line, training__epochs=1)
+    model, _ = fit(recipe, load_data(recipe), tmp_path)
+    assert 0 < count_parameters(model) == count_parameters(build_model(recipe, 2, 16)) < sum(p.numel() for p in model.parameters())
+
+
+def test_patience_waits_for_the_last_group(persons, persons_run, tmp_path):
+    start, lengths = load_checkpoint(persons_run / "model.safetensors"), {}
+    for schedule in ("", "output@0 rest@4/6"):
+        recipe = toy_recipe(persons, **TWO_USERS, start=str(persons_run), training__epochs=6, training__patience=1, optimiser__lr=1e-9, unfreezing={"schedule": schedule})
+        lengths[schedule] = len(fit(recipe, load_data(recipe, start=start), tmp_path / str(len(schedule)), start=start)[1])
+    assert lengths[""] < 5 <= lengths["output@0 rest@4/6"], "epoch 4 is the first in which the rest moves"
