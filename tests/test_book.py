@@ -11,7 +11,7 @@ from semgbook.book import (EXPERIMENTS, HYBRID_GROUPS, SUITES, VARIED, BookError
                            declared_parameters, electrode_choices, execute, for_new_person, planned_folder, published_for, rate_choices, remembered, run_experiment, run_suite, study_rows, study_sentences,
                            two_choosers, unfreezing_choices)
 from semgbook.recipes import HYBRIDS, PRESETS, differences, preset, requested
-from semgbook.runs import RunRecord, methods_table, read_run
+from semgbook.runs import RunRecord, methods_table, own_facts, read_run
 from semgbook.training import build_model, sample_stride, split_corpus
 
 
@@ -250,3 +250,9 @@ def test_choices_of_transfer_differ_in_what_they_say():
         recipes = [preset(name, c) for c in choices]
         assert len({r.hash() for r in recipes}) == len({r.method for r in recipes}) == len(recipes)
         assert all(place.startswith(varied) for r in recipes for place in differences(r, preset(name)))
+
+
+def test_costs_are_those_at_the_rate_and_with_the_electrodes_of_a_run():
+    base, slow, few = (own_facts(r) for r in (record(), record(**{"data.rate_factor": 4}), record(**{"data.keep_electrodes": [0, 4, 8, 12]})))
+    assert slow["field_ms"] == pytest.approx(4 * base["field_ms"]) and slow["mmacs_per_s"] == pytest.approx(base["mmacs_per_s"] / 4)
+    assert few["field_ms"] == base["field_ms"] and few["parameters"] < base["parameters"]
