@@ -40,6 +40,7 @@ class DomainSettings:
     smoothing: float = 0.0  # label smoothing of the user labels, [0, 1)
     cap: float = 0.0  # the gradient of this objective at the features is at most this fraction of the task's; 0: no cap
     balanced: bool = False  # as many windows of every user in a batch
+    standardised: bool = False  # the classifier hears pooled features standardised over the batch, behind leaky units
 
     def __post_init__(self):
         def need(holds, name, remedy):
@@ -49,9 +50,10 @@ class DomainSettings:
         for name in ("weight", "ramp", "lr", "cap"): need(0 <= getattr(self, name) < math.inf, name, "use 0 or a positive number")
         for name in ("warmup", "smoothing"): need(0 <= getattr(self, name) < 1, name, "use 0 or more, and less than 1")
         need(type(self.hidden) is int and self.hidden >= 0, "hidden", "use a whole number, 0 or more")
+        need(not self.standardised or self.pooling == "time", "standardised", "it is for windows judged as a whole, so use pooling = time")
         if self.method in ("coral", "mmd"):
             need(self.pooling == "time", "pooling", f"{self.method} compares windows, so use time")
-            for name in ("lr", "smoothing"): need(not getattr(self, name), name, f"{self.method} has no classifier, so leave it at 0")
+            for name in ("lr", "smoothing", "standardised"): need(not getattr(self, name), name, f"{self.method} has no classifier, so leave it at 0")
 
 # %% ../nbs/33_domain.ipynb #join
 class JoinedBranches(torch.autograd.Function):
@@ -124,14 +126,17 @@ class DomainHead(nn.Module):
         super().__init__()
         self.settings, size = settings, n_features * (2 if settings.pooling == "time" else 1)
         with torch.random.fork_rng(devices=[]):  # the draws of everything else stay what they would be without a classifier
-            layers = [nn.Linear(size, settings.hidden), nn.ReLU(), nn.Linear(settings.hidden, n_domains)] if settings.hidden else [nn.Linear(size, n_domains)]
+            unit = nn.LeakyReLU(0.2) if settings.standardised else nn.ReLU()
+            layers = [nn.Linear(size, settings.hidden), unit, nn.Linear(settings.hidden, n_domains)] if settings.hidden else [nn.Linear(size, n_domains)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, features, lengths, domains): # (N, T, D), (N,), (N,)
         "Cross-entropy (scalar) and which windows were judged right (N,)."
         smoothing, dtype = self.settings.smoothing, self.layers[0].weight.dtype
         if self.settings.pooling == "time":
-            scores = self.layers(pool_features(features, lengths).to(dtype))  # (N, U)
+            pooled = pool_features(features, lengths).to(dtype)  # (N, 2D)
+            if self.settings.standardised: pooled = (pooled - pooled.mean(0)) / (pooled.var(0, unbiased=False) + 1e-5).sqrt()
+            scores = self.layers(pooled)  # (N, U)
             return functional.cross_entropy(scores, domains, label_smoothing=smoothing), scores.argmax(1) == domains
         mask = length_mask(lengths, features.shape[1])  # (N, T)
         scores = self.layers(features.to(dtype).masked_fill(~mask[..., None], 0))  # (N, T, U)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ChunkPlan', 'plan_bounded', 'plan_windows', 'drop_silent', 'plan_chunks', 'chunk_emissions', 'language_table',
-           'beam_reader', 'readers_of', 'decode_stretch', 'StretchResult', 'score_sessions', 'read_windows',
-           'sweep_readers']
+           'beam_reader', 'readers_of', 'decode_stretch', 'StretchResult', 'score_sessions', 'minutes_of',
+           'score_recalibrated', 'read_windows', 'sweep_readers']
 
 # %% ../nbs/52_inference.ipynb #886e7942
 import math
@@ -17,11 +17,13 @@ from typing import Callable, Iterator
 import numpy as np
 import torch
 
+from .adaptation import recalibrate
 from .charset import Charset
 from .decoders import BeamSettings, make_stream
 from .language_model import embedded_language_model, read_arpa, read_kenlm_binary
 from .metrics import ErrorCounts, count_errors
 from .recipes import Recipe
+from .session import read_signal
 from .splits import Part
 from .store import SignalStore
 from .training import Model, sample_field, sample_stride
@@ -172,6 +174,23 @@ def score_sessions(model: Model,  # put in evaluation mode, and back
         results += [StretchResult(part.session.name, part.session.user, reference, text, count_errors(reference, text), name) for name, text in texts.items()]
     model.train(was_training)
     return results
+
+# %% ../nbs/52_inference.ipynb #score-recalibrated
+def minutes_of(part: Part, seconds: float = 60.0):
+    "The signal of a stretch in pieces, each a (1, T, B, C) tensor."
+    step = max(round(seconds * part.session.rate_hz), 1)
+    for start in range(part.start, part.stop, step): yield torch.from_numpy(read_signal(part.session, start, min(start + step, part.stop)))[None].float()
+
+
+def score_recalibrated(model: Model,  # whose encoder begins with norm; stays as it is
+                       parts: tuple,  # stretches of sessions
+                       charset: Charset,
+                       recipe: Recipe,  # the trained window and context
+                       readers: dict | None = None,  # as for `score_sessions`
+                       ) -> list:
+    "Whole-session results, every stretch read with its own statistics of the input norm (AdaBN)."
+    device = next(model.parameters()).device
+    return [r for part in parts for r in score_sessions(recalibrate(model, (x.to(device) for x in minutes_of(part))), (part,), charset, recipe, readers)]
 
 # %% ../nbs/52_inference.ipynb #read-windows
 @torch.no_grad()

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['LATER', 'CHOICES', 'POSITIVE', 'NOT_NEGATIVE', 'STANDARD', 'GENERIC', 'PERSONAL', 'BASELINE', 'PUBLISHED_SCHEDULE',
-           'SMALL', 'USERS', 'EMBEDDED', 'QUICK', 'EMBEDDED_GENERIC', 'HYBRIDS', 'COURSE', 'SLOW', 'PRESETS', 'Data',
-           'FrontEndSettings', 'Optimiser', 'Training', 'Decoding', 'Recipe', 'recipe_hash', 'RecipeError',
-           'read_fields', 'recipe_from_dict', 'checked', 'override', 'differences', 'tds_generic', 'bilstm_generic',
-           'tds_personal', 'tds_finetuned', 'tds_decoded', 'bilstm_kao', 'bilstm_kao_transfer', 'small', 'bilstm_small',
-           'bilstm_small_transfer', 'bilstm_small_warm', 'bilstm_small_finetuned', 'source_simulated', 'source_persons',
-           'users_erm', 'users_with', 'users_dann_published', 'users_dann', 'users_coral', 'users_mmd', 'users_rolling',
+           'SMALL', 'USERS', 'ADVERSARY', 'EMBEDDED', 'QUICK', 'EMBEDDED_GENERIC', 'HYBRIDS', 'COURSE', 'SLOW',
+           'PRESETS', 'Data', 'FrontEndSettings', 'Optimiser', 'Training', 'Decoding', 'Recipe', 'recipe_hash',
+           'RecipeError', 'read_fields', 'recipe_from_dict', 'checked', 'override', 'differences', 'tds_generic',
+           'bilstm_generic', 'tds_personal', 'tds_finetuned', 'tds_decoded', 'bilstm_kao', 'bilstm_kao_transfer',
+           'small', 'bilstm_small', 'bilstm_small_transfer', 'bilstm_small_warm', 'bilstm_small_finetuned',
+           'bilstm_small_rolling', 'bilstm_small_joint', 'source_simulated', 'source_persons', 'users_erm',
+           'users_with', 'users_dann_published', 'users_dann', 'users_coral', 'users_mmd', 'users_rolling',
            'tds_embedded', 'bilstm_embedded', 'tds_generic_embedded', 'bilstm_generic_embedded',
            'tds_personal_embedded', 'tds_finetuned_embedded', 'tds_decoded_embedded', 'hybrid', 'suitable_context',
            'hybrid_embedded', 'hybrid_presets', 'preset', 'requested']
@@ -27,7 +28,7 @@ from typing import get_args, get_origin, get_type_hints
 
 from .augment import AugmentSettings
 from .domain import DomainSettings
-from .encoders import NARROW, narrow, sketch
+from .encoders import NARROW, encoder_line, narrow, sketch
 from .repro import stable_hash
 from .unfreezing import UnfreezingSettings
 
@@ -105,9 +106,10 @@ class Decoding:
     lm_weight: float = 2.0  # on the model's log10 probabilities
     insertion_bonus: float = 2.0  # for each new key
     sweep: bool = False  # also choose weight and bonus on the validation windows
+    recalibrate: bool = False  # also read every test session with the input norm's statistics of that session
 
 # %% ../nbs/50_recipes.ipynb #recipe
-LATER = ("keep_keys", "first_layer", "unfreezing", "domain", "data.electrode_fill", "data.empty_band")  # fields that older recipes did not have
+LATER = ("keep_keys", "first_layer", "unfreezing", "domain", "data.electrode_fill", "data.empty_band", "decoding.recalibrate")  # fields that older recipes did not have
 
 
 @dataclass(frozen=True)
@@ -215,6 +217,7 @@ def checked(recipe: Recipe,  # any recipe
         if not _at(recipe, place) >= 0: raise RecipeError(f"{place} = {_at(recipe, place)} must not be negative")
     if (recipe.decoding.lm or recipe.decoding.sweep) and not recipe.decoding.beam: raise RecipeError("decoding.lm and decoding.sweep need a beam search: set decoding.beam, such as 50")
     if recipe.decoding.sweep and not recipe.decoding.lm: raise RecipeError("decoding.sweep weighs a language model: name one in decoding.lm")
+    if recipe.decoding.recalibrate and not re.match(r"norm\b", encoder_line(recipe.encoder)): raise RecipeError(f"decoding.recalibrate needs an encoder that begins with norm, not {recipe.encoder!r}: set it to false")
     if recipe.unfreezing.anchor and not recipe.start: raise RecipeError("unfreezing.anchor pulls towards the weights a run starts from: name them in start")
     if recipe.optimiser.warmup >= 1: raise RecipeError("optimiser.warmup is a share of all steps and must be below 1")
     return recipe
@@ -284,7 +287,7 @@ def bilstm_kao() -> Recipe:
     data = Data("fingers", charset="fingers", split="fraction", electrodes=16)
     augment = AugmentSettings(rotation=1, alignment_jitter=12, n_time_masks=3, time_width=8, n_freq_masks=2, freq_width=4, gain=(0.8, 1.2), noise_std=(0.01, 0.03))
     return Recipe("bilstm_kao", "BiLSTM", data, FrontEndSettings(n_fft=64, hop=10), augment, "bilstm", 2.0,
-                  Optimiser("adamw", 2e-3, 0.05, "one_cycle", warmup=0.3, clip=0.7), Training(epochs=100))
+                  Optimiser("adamw", 2e-3, 0.05, "one_cycle", warmup=0.3, clip=0.7), Training(epochs=100), Decoding(recalibrate=True))
 
 # %% ../nbs/50_recipes.ipynb #transfer-presets
 PUBLISHED_SCHEDULE = "output@0 recurrent@50/300 mlp@100/300 norm@150/300"
@@ -323,6 +326,16 @@ def bilstm_small_finetuned() -> Recipe:
     return replace(bilstm_small_transfer(), name="bilstm_small_finetuned", method="BiLSTM, transfer, all at once", keep_keys=True, unfreezing=UnfreezingSettings())
 
 
+def bilstm_small_rolling() -> Recipe:
+    "Table 3 in small behind a rolling normalisation of every electrode and frequency. Nothing published."
+    return replace(bilstm_small(), name="bilstm_small_rolling", method="BiLSTM, rolling normalisation", encoder="rolling(settle=40) " + SMALL, decoding=Decoding())
+
+
+def bilstm_small_joint() -> Recipe:
+    "The same, trained together with other persons; say who tests and who validates in data.split_options. Nothing published."
+    return replace(bilstm_small_rolling(), name="bilstm_small_joint", method="BiLSTM, rolling normalisation, with other persons", training=Training(epochs=40))
+
+
 def source_simulated() -> Recipe:
     "A network to transfer from: two simulated users at 2 kHz, all keys, the small BiLSTM. Nothing published: the data are simulated."
     return replace(bilstm_embedded(), name="source_simulated", method="source, simulated 2 kHz", encoder=SMALL, data=replace(EMBEDDED_GENERIC, left_context_s=0.3), training=Training(epochs=60, batch_size=8))
@@ -338,7 +351,7 @@ USERS = Data("users", charset="fingers", split="leave_users_out", electrodes=16)
 
 def users_erm() -> Recipe:
     "Many persons trained together, nothing done about their differences. Nothing published: the data are simulated."
-    return replace(bilstm_small(), name="users_erm", method="ERM", data=USERS, training=Training(epochs=40))
+    return replace(bilstm_small(), name="users_erm", method="ERM", data=USERS, training=Training(epochs=60))
 
 
 def users_with(name: str, label: str, **domain) -> Recipe:
@@ -351,24 +364,27 @@ def users_dann_published() -> Recipe:
     return users_with("users_dann_published", "DANN as published", method="dann", weight=1.0, ramp=0.0, pooling="frame")
 
 
+ADVERSARY = dict(method="dann", weight=1.0, ramp=10.0, warmup=0.4, smoothing=0.1, cap=0.3, lr=4e-3, balanced=True, standardised=True)
+
+
 def users_dann() -> Recipe:
-    "DANN with warm-up, ramp, pooled judgement, label smoothing, capped gradient, balanced users. Nothing published: the data are simulated."
-    return users_with("users_dann", "DANN", method="dann", weight=1.0, ramp=10.0, warmup=0.3, smoothing=0.1, cap=0.3, lr=4e-3, balanced=True)
+    "DANN with warm-up, ramp, pooled and standardised judgement, label smoothing, capped gradient, balanced users. Nothing published: the data are simulated."
+    return users_with("users_dann", "DANN", **ADVERSARY)
 
 
 def users_coral() -> Recipe:
     "CORAL: the users' feature covariances are pulled together. Nothing published: the data are simulated."
-    return users_with("users_coral", "CORAL", method="coral", weight=1.0, warmup=0.3, balanced=True)
+    return users_with("users_coral", "CORAL", method="coral", weight=1.0, warmup=0.4, balanced=True)
 
 
 def users_mmd() -> Recipe:
     "MMD: the users' feature distributions are pulled together. Nothing published: the data are simulated."
-    return users_with("users_mmd", "MMD", method="mmd", weight=1.0, warmup=0.3, balanced=True)
+    return users_with("users_mmd", "MMD", method="mmd", weight=1.0, warmup=0.4, balanced=True)
 
 
 def users_rolling() -> Recipe:
     "ERM behind a rolling normalisation of every electrode and frequency. Nothing published: the data are simulated."
-    return replace(users_erm(), name="users_rolling", method="rolling normalisation", encoder="rolling(settle=20) " + SMALL)
+    return replace(users_erm(), name="users_rolling", method="rolling normalisation", encoder="rolling(settle=20) " + SMALL, decoding=Decoding())
 
 # %% ../nbs/50_recipes.ipynb #tds-embedded
 EMBEDDED = Data("embedded", split="session", users=("user0",))
@@ -472,7 +488,7 @@ def hybrid_presets() -> dict:
 PRESETS = {make.__name__: make for make in (
     tds_generic, bilstm_generic, tds_personal, tds_finetuned, tds_decoded, bilstm_kao, tds_embedded, bilstm_embedded,
     tds_generic_embedded, bilstm_generic_embedded, tds_personal_embedded, tds_finetuned_embedded, tds_decoded_embedded,
-    bilstm_kao_transfer, bilstm_small, bilstm_small_transfer, bilstm_small_warm, bilstm_small_finetuned, source_simulated, source_persons,
+    bilstm_kao_transfer, bilstm_small, bilstm_small_transfer, bilstm_small_warm, bilstm_small_finetuned, bilstm_small_rolling, bilstm_small_joint, source_simulated, source_persons,
     users_erm, users_dann_published, users_dann, users_coral, users_mmd, users_rolling)} | hybrid_presets()
 
 

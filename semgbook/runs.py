@@ -6,10 +6,11 @@
 __all__ = ['SWEPT_WINDOWS', 'PROTOCOL', 'Run', 'run_name', 'read_json', 'run_state', 'write_status', 'planned_run', 'begun_from',
            'start_run', 'counts_entry', 'phase_entry', 'without_key', 'window_results', 'texts_table', 'tune_decoder',
            'evaluate', 'median_window', 'keep_example', 'probe_user', 'LiveLine', 'epoch_line', 'phases_of',
-           'results_of', 'carry_out', 'RunRecord', 'read_run', 'list_runs', 'finished_runs', 'read_texts', 'runs_table',
-           'own_facts', 'methods_table', 'open_model']
+           'results_of', 'alone', 'carry_out', 'RunRecord', 'read_run', 'list_runs', 'finished_runs', 'read_texts',
+           'runs_table', 'own_facts', 'methods_table', 'open_model']
 
 # %% ../nbs/53_runs.ipynb #d8cbd3e2
+import functools
 import io
 import json
 import math
@@ -25,7 +26,7 @@ import torch
 
 from .domain import DomainError, fresh_probe, pool_features
 from .encoders import encoder_facts, sketch
-from .inference import StretchResult, read_windows, readers_of, score_sessions, sweep_readers
+from .inference import StretchResult, read_windows, readers_of, score_recalibrated, score_sessions, sweep_readers
 from .metrics import ErrorCounts, count_errors, count_errors_after_backspaces, count_errors_many
 from .recipes import Recipe, differences, override, recipe_from_dict
 from .corpora import corpus_folder
@@ -62,12 +63,24 @@ def run_name(experiment: str, recipe: Recipe, data_fingerprint: str) -> str:
     return f"{experiment}-{recipe.name}-s{recipe.training.seed}-{stable_hash([recipe.hash(), data_fingerprint])}"
 
 # %% ../nbs/53_runs.ipynb #alive
-def _alive(pid: int) -> bool:
-    "Whether a process of this machine still exists."
+def _process_facts(pid: int) -> list:
+    "What the system tells of a process, from its state on; empty where it tells nothing."
+    try: return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError: return []
+
+
+def _born(pid: int) -> str:
+    "When a process began, in clock ticks since the machine started; empty where the system does not say."
+    facts = _process_facts(pid)
+    return facts[19] if facts else ""
+
+
+def _alive(pid: int, born: str = "") -> bool:
+    "Whether a process of this machine still exists, and is the one that was meant."
     try: os.kill(pid, 0)
     except (ProcessLookupError, OverflowError): return False
-    except PermissionError: return True
-    return True
+    except PermissionError: pass
+    return _process_facts(pid)[:1] != ["Z"] and born in ("", _born(pid))
 
 
 def read_json(path: Path,  # a JSON file
@@ -85,15 +98,20 @@ def run_state(folder: Path) -> str:
     if (folder / "results.json").exists(): return "done"
     status = read_json(folder / "status.json", {})
     if not status: return "new"
-    if status["state"] == "running" and not (status.get("host") == os.uname().nodename and _alive(status["pid"])): return "interrupted"
+    if status["state"] == "running" and not (status.get("host") == os.uname().nodename and _alive(status["pid"], status.get("born", ""))): return "interrupted"
     return status["state"]
 
 
 def write_status(run: Run, state: str, **facts):
     "Say in `status.json` what the run is doing, for the terminal and for whoever comes later."
-    atomic_write(run.folder / "status.json", json.dumps({"state": state, "pid": os.getpid(), "host": os.uname().nodename, "updated": time.time(), **facts}, indent=1))
+    atomic_write(run.folder / "status.json", json.dumps({"state": state, "pid": os.getpid(), "born": _born(os.getpid()), "host": os.uname().nodename, "updated": time.time(), **facts}, indent=1))
 
 # %% ../nbs/53_runs.ipynb #planned-run
+@functools.lru_cache(maxsize=32)
+def _fingerprint_of(files: tuple) -> str:  # of (path, size, date)
+    return fingerprint([path for path, *_ in files])
+
+
 def planned_run(experiment: str,  # such as e30
                 recipe: Recipe,
                 root: Path,  # where run folders live, such as reports/runs
@@ -101,7 +119,7 @@ def planned_run(experiment: str,  # such as e30
     "The run of this recipe on its data; nothing is written."
     files = list_sessions(corpus_folder(recipe.data.corpus))
     if recipe.start and Path(recipe.start).is_file(): files = [*files, Path(recipe.start)]
-    data = fingerprint(files)
+    data = _fingerprint_of(tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in map(Path, files)))
     return Run(experiment, recipe, Path(root) / run_name(experiment, recipe, data), data)
 
 
@@ -194,6 +212,8 @@ def evaluate(recipe: Recipe,
     texts = {"val": window_results(val, data.val.window_set), "test_windowed": window_results(test, data.test.window_set)}
     for name, read in read_windows(model, data.val.window_set, others).items(): texts[f"val_{name}"] = window_results(val, data.val.window_set, tuple(read), name)
     for r in score_sessions(model, data.split.test, data.charset, recipe, readers): texts.setdefault("test" if r.decoder == "greedy" else f"test_{r.decoder}", []).append(r)
+    if recipe.decoding.recalibrate:
+        for r in score_recalibrated(model, data.split.test, data.charset, recipe, readers): texts.setdefault("test_recalibrated" if r.decoder == "greedy" else f"test_recalibrated_{r.decoder}", []).append(r)
     return {"train": train, "val": val, "test": test}, texts, sweep
 
 # %% ../nbs/53_runs.ipynb #median-window
@@ -271,6 +291,7 @@ PROTOCOL = {
     "test": "whole sessions, greedy, micro; the loss is the mean over windows",
     "test_windowed": "the test sessions in windows, as for validation",
     "val_no_rest": "as val, rest removed from reference and prediction", "test_no_rest": "as test, rest removed from reference and prediction",
+    "test_recalibrated": "as test, read with the input norm's statistics of each whole session, taken without labels (AdaBN)", "test_recalibrated_no_rest": "the same, rest removed from reference and prediction",
     "_beam": "the same emissions, prefix beam search without language model",
     "_lm": "the same emissions, prefix beam search with a language model at the recipe's weights",
     "_lm_tuned": "the same, weights chosen on validation windows",
@@ -286,7 +307,7 @@ def phases_of(recipe: Recipe, scores: dict, texts: dict) -> dict:
     phases |= {phase: phase_entry(rows, scores[phase.split("_")[0]].loss if phase in ("val", "test", "test_windowed") else None) for phase, rows in texts.items()}
     for phase in (p for p in phases if p.split("_")[0] == "test" and p != "test_windowed"):  # a window may begin with the backspace of a character before it
         phases[phase]["cer_after_backspaces"] = sum((count_errors_after_backspaces(r.reference, r.prediction) for r in texts[phase]), ErrorCounts()).cer
-    if recipe.data.charset == "fingers": phases |= {f"{phase}_no_rest": phase_entry(without_key(texts[phase], "r")) for phase in ("val", "test") if texts.get(phase)}
+    if recipe.data.charset == "fingers": phases |= {f"{phase}_no_rest": phase_entry(without_key(texts[phase], "r")) for phase in ("val", "test", "test_recalibrated") if texts.get(phase)}
     return phases
 
 # %% ../nbs/53_runs.ipynb #results-of
@@ -302,7 +323,29 @@ def results_of(run: Run, data: RunData, model, history: list, readers: dict) -> 
     probe = probe_user(model, data)
     return {**facts, **({"probe": probe} if probe else {}), "phases": phases_of(run.recipe, scores, texts), "sessions": rows}, texts, scores["val"], sweep
 
+# %% ../nbs/53_runs.ipynb #alone
+def _lock(file) -> bool:
+    "Take the file for this process; False when another one has it."
+    try: import fcntl
+    except ImportError: return True
+    try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError: return False
+    except OSError: pass  # a disk without locks
+    return True
+
+
+def alone(work):  # takes a run, and more
+    "The same function, for one process at a time."
+    @functools.wraps(work)
+    def worked_alone(run, *more, **options):
+        if run.state == "done" or os.environ.get("LOCAL_RANK", "0") != "0": return work(run, *more, **options)
+        with open(run.folder / "recipe.json", "rb+") as recipe:
+            if not _lock(recipe): raise RuntimeError(f"run {run.run_id} is being worked on by another process: wait for it, or stop it")
+            return work(run, *more, **options)
+    return worked_alone
+
 # %% ../nbs/53_runs.ipynb #carry-out
+@alone
 def carry_out(run: Run,  # new or unfinished; a finished one is returned as it is
               on_epoch=None,  # called with a line of text after every epoch; None: a live line
               ) -> dict:

@@ -337,6 +337,7 @@ def split_by_fraction(
     train_users: str | Sequence[str] | None = None, # None: the first user, or all but the test users when these are given
     test_users: str | Sequence[str] | None = None, # None: all users who do not train; () for no test
     val_fraction: float = 0.1, # last share of each training user's session that validates
+    val_users: str | Sequence[str] | None = None, # whose end validates; None: of all who train; the others then train to the end
 ) -> Split: # test users are new, validation users are not
     "The beginning of each training session trains, its end validates; other users test."
     groups = group_by_user(sessions)
@@ -345,8 +346,10 @@ def split_by_fraction(
     else: train = choose_users(groups, train_users, "train")
     if test is None: test = tuple(u for u in groups if u not in train)
     if test_users is None and not test: raise SplitError("no user is left to test with; say test_users=() if that is meant")
-    cuts = [cut_session(part.session, val_fraction) for part in parts_of(groups, train)]
-    return Split("fraction", tuple(a for a, _ in cuts), tuple(b for _, b in cuts), parts_of(groups, test), (("train", "test"), ("val", "test"))).check()
+    val = train if val_users is None else choose_users(groups, val_users, "val")
+    if strangers := [u for u in val if u not in train]: raise SplitError(f"val_users {', '.join(strangers)} do not train, so their end is not what a fraction cuts off: name training users, or use rule third_user")
+    cuts = [cut_session(part.session, val_fraction) if part.session.user in val else (part, None) for part in parts_of(groups, train)]
+    return Split("fraction", tuple(a for a, _ in cuts), tuple(b for _, b in cuts if b), parts_of(groups, test), (("train", "test"), ("val", "test"))).check()
 
 # %% ../nbs/15_splits.ipynb #hash-order
 def hash_order(

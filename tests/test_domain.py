@@ -384,6 +384,24 @@ def test_an_encoder_can_be_made_to_forget():
     assert before.low > 0.9 and after.accuracy < 0.8 and after.high < before.low and read > 0.9
 
 
+def test_standardised_hearing_cannot_be_escaped_by_shrinking_or_shifting():
+    "Features that shrink and move together are judged as before, and the classifier still hands a gradient back; the plain one goes deaf."
+    g = seeded(7)
+    x, lengths, users = torch.randn(24, 10, 5, generator=g) + torch.arange(24)[:, None, None] % 3, torch.full((24,), 10), torch.arange(24) % 3
+    losses, slopes = {}, {}
+    for standardised in (False, True):
+        torch.manual_seed(1)
+        objective = DomainObjective(DomainSettings("dann", ramp=0.0, hidden=16, standardised=standardised), 5, 3)
+        for name, features in (("plain", x), ("moved", 0.3 * x - 50)):
+            features = features.clone().requires_grad_()
+            _, penalty, _ = objective(features, lengths, users, 0.5)
+            penalty.backward()
+            losses[standardised, name], slopes[standardised, name] = penalty.item(), features.grad.norm().item()
+    assert losses[True, "moved"] == pytest.approx(losses[True, "plain"], abs=0.01) and slopes[True, "moved"] > slopes[True, "plain"]
+    assert abs(losses[False, "moved"] - losses[False, "plain"]) > 0.5
+    with pytest.raises(DomainError, match="standardised.*pooling"): DomainSettings("dann", pooling="frame", standardised=True)
+
+
 # ---------------------------------------------------------------------------------------------------- the probe
 def drifting(seed, n_rows=90, n_users=4, d=6, strength=0.0):
     "Users in one block of rows each, features of a random sign of the user plus noise."

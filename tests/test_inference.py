@@ -5,9 +5,10 @@ import torch
 from toys import toy_corpus, toy_recipe
 
 from semgbook.charset import get_charset
-from semgbook.inference import (ChunkPlan, chunk_emissions, decode_stretch, language_table, plan_bounded, plan_chunks, plan_windows, read_windows,
-                                readers_of, score_sessions, sweep_readers)
+from semgbook.inference import (ChunkPlan, chunk_emissions, decode_stretch, language_table, minutes_of, plan_bounded, plan_chunks, plan_windows, read_windows,
+                                readers_of, score_recalibrated, score_sessions, sweep_readers)
 from semgbook.language_model import embedded_language_model, write_arpa
+from semgbook.metrics import count_errors
 from semgbook.recipes import override
 from semgbook.session import list_sessions, open_session, read_signal, write_session
 from semgbook.splits import Part
@@ -105,6 +106,22 @@ def test_scoring_leaves_the_mode_as_it_was(corpus, session):
     model = build_model(recipe, 2, 16).train()
     score_sessions(model, (Part(session, 0, session.n_samples),), QWERTY, recipe)
     assert model.training
+
+
+def test_recalibration_reads_a_louder_device_as_before(corpus, session, tmp_path):
+    "With its own statistics a recording at ten times the gain is read as it was; and a minute at a time is as good as all at once."
+    signal, times = read_signal(session, 0, session.n_samples), 1e9 + np.arange(session.n_samples) / session.rate_hz
+    louder = open_session(write_session(tmp_path / "louder.hdf5", 10 * signal, times, [], [], [], name="louder", user="nobody", rate_hz=session.rate_hz))
+    recipe = toy_recipe(corpus, blank_bias=0.0)
+    torch.manual_seed(0)
+    model = build_model(recipe, 2, session.n_channels).eval()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    parts = tuple(Part(s, 0, s.n_samples) for s in (session, louder))
+    (quiet, loud), (own_quiet, own_loud) = ([r.prediction for r in read(model, parts, QWERTY, recipe)] for read in (score_sessions, score_recalibrated))
+    assert quiet != loud and len(own_quiet) > 20 and count_errors(own_quiet, own_loud).cer < 5
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()) and not model.training, "the model itself stays as it was"
+    pieces = list(minutes_of(parts[0], 0.7))
+    assert np.array_equal(torch.cat(pieces, 1)[0].numpy(), signal) and len(pieces) == -(-session.n_samples // round(0.7 * session.rate_hz))
 
 
 def test_text_does_not_depend_on_the_chunk_length(corpus, session):

@@ -15,7 +15,8 @@ from toys import toy_corpus, toy_recipe
 from semgbook.metrics import count_errors_after_backspaces, count_errors_many, total_errors
 from semgbook.repro import atomic_write
 from semgbook.domain import fresh_probe, pool_features
-from semgbook.runs import begun_from, carry_out, list_runs, open_model, planned_run, probe_user, read_run, read_texts, run_state, runs_table, start_run
+from semgbook.inference import readers_of, score_recalibrated
+from semgbook.runs import begun_from, carry_out, evaluate, list_runs, open_model, planned_run, probe_user, read_run, read_texts, run_state, runs_table, start_run
 from semgbook.splits import SplitError
 from semgbook.training import build_model, load_data
 
@@ -83,6 +84,21 @@ def test_other_decoders_stand_beside_the_greedy_numbers(corpus, finished, tmp_pa
     assert results["phases"]["val_lm_tuned"]["cer"] == pytest.approx(sweep.cer.min())
     at_published = sweep[(sweep.lm_weight == 2) & (sweep.insertion_bonus == 2)].cer.item()
     assert results["phases"]["val_lm"]["cer"] == pytest.approx(at_published)
+
+
+def test_a_recalibrated_test_is_a_phase_of_its_own(corpus, finished, tmp_path):
+    "Asked for, every other phase stays what it was; the new one is about the same text, with rest and without."
+    results = carry_out(start_run("e99", toy_recipe(corpus, training__epochs=6, decoding__recalibrate=True), tmp_path), lambda line: None)
+    plain = json.loads((finished.folder / "results.json").read_text())["phases"]
+    assert {p: results["phases"][p] for p in plain} == plain and set(results["phases"]) - set(plain) == {"test_recalibrated"}
+    assert results["phases"]["test_recalibrated"]["n_reference"] == plain["test"]["n_reference"]
+    babbling = toy_recipe(corpus, blank_bias=0.0, decoding__recalibrate=True)
+    torch.manual_seed(0)
+    model, data = build_model(babbling, 2, 16).eval(), load_data(babbling)
+    with torch.no_grad(): next(iter(model.encoder.blocks.values())).norm.running_mean += 0.3
+    read = {phase: rows[0].prediction for phase, rows in evaluate(babbling, model, data, readers_of(babbling, data.charset))[1].items()}
+    assert read["test_recalibrated"] != read["test"] and read["test_recalibrated"] == score_recalibrated(model, data.split.test, data.charset, babbling)[0].prediction
+    with pytest.raises(ValueError, match="recalibrate.*begins with norm"): toy_recipe(corpus, encoder="rolling(settle=20) norm mlp(features=16)", decoding__recalibrate=True)
 
 
 def test_a_missing_language_model_is_missed_before_training(corpus, tmp_path):

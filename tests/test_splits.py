@@ -111,6 +111,10 @@ def test_by_fraction_the_kao_protocol(corpus):
     assert split_by_fraction(corpus, train_users="c", test_users="b").users("test") == ("b",)
     with pytest.raises(SplitError, match="user a is in train and in test"):
         split_by_fraction(corpus, train_users=["a", "b"], test_users="a")
+    lent = split_by_fraction(corpus, test_users="c", val_users="a")
+    assert lent.users("val") == ("a",) and lent.users("train") == ("a", "b") and lent.val == tuple(p for p in split_by_fraction(corpus, test_users="c").val if p.session.user == "a")
+    assert all(p.stop == p.session.n_samples for p in lent.train if p.session.user == "b") and all(p.stop < p.session.n_samples for p in lent.train if p.session.user == "a")
+    with pytest.raises(SplitError, match="val_users c do not train"): split_by_fraction(corpus, test_users="c", val_users=["a", "c"])
     with pytest.raises(SplitError, match=r"test_users=\(\)"):
         split_by_fraction([s for s in corpus if s.user == "a"])
     for fraction in (0, 1, -.1, float("nan")):
