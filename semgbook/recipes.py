@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['LATER', 'CHOICES', 'POSITIVE', 'NOT_NEGATIVE', 'STANDARD', 'GENERIC', 'PERSONAL', 'BASELINE', 'PUBLISHED_SCHEDULE',
-           'SMALL', 'USERS', 'ADVERSARY', 'EMBEDDED', 'QUICK', 'EMBEDDED_GENERIC', 'HYBRIDS', 'COURSE', 'SLOW',
+           'SMALL', 'CLEAN', 'USERS', 'ADVERSARY', 'EMBEDDED', 'QUICK', 'EMBEDDED_GENERIC', 'HYBRIDS', 'COURSE', 'SLOW',
            'PRESETS', 'Data', 'FrontEndSettings', 'Optimiser', 'Training', 'Decoding', 'Recipe', 'recipe_hash',
            'RecipeError', 'read_fields', 'recipe_from_dict', 'checked', 'override', 'differences', 'tds_generic',
            'bilstm_generic', 'tds_personal', 'tds_finetuned', 'tds_decoded', 'bilstm_kao', 'bilstm_kao_transfer',
            'small', 'bilstm_small', 'bilstm_small_transfer', 'bilstm_small_warm', 'bilstm_small_finetuned',
            'bilstm_small_rolling', 'bilstm_small_joint', 'source_simulated', 'source_persons', 'users_erm',
            'users_with', 'users_dann_published', 'users_dann', 'users_coral', 'users_mmd', 'users_rolling',
-           'tds_embedded', 'bilstm_embedded', 'tds_generic_embedded', 'bilstm_generic_embedded',
+           'users_rolling_dann', 'tds_embedded', 'bilstm_embedded', 'tds_generic_embedded', 'bilstm_generic_embedded',
            'tds_personal_embedded', 'tds_finetuned_embedded', 'tds_decoded_embedded', 'hybrid', 'suitable_context',
            'hybrid_embedded', 'hybrid_presets', 'preset', 'requested']
 
@@ -346,12 +346,13 @@ def source_persons() -> Recipe:
     return replace(bilstm_small(), name="source_persons", method="source, other persons", data=replace(bilstm_kao().data, split_options={"test_users": ["subject2"]}))
 
 # %% ../nbs/50_recipes.ipynb #users-presets
+CLEAN = SMALL.replace(",dropout=0.3", "")
 USERS = Data("users", charset="fingers", split="leave_users_out", electrodes=16)
 
 
 def users_erm() -> Recipe:
     "Many persons trained together, nothing done about their differences. Nothing published: the data are simulated."
-    return replace(bilstm_small(), name="users_erm", method="ERM", data=USERS, training=Training(epochs=60))
+    return replace(bilstm_small(), name="users_erm", method="ERM", data=USERS, augment=AugmentSettings(), encoder=CLEAN, training=Training(epochs=60))
 
 
 def users_with(name: str, label: str, **domain) -> Recipe:
@@ -364,7 +365,7 @@ def users_dann_published() -> Recipe:
     return users_with("users_dann_published", "DANN as published", method="dann", weight=1.0, ramp=0.0, pooling="frame")
 
 
-ADVERSARY = dict(method="dann", weight=1.0, ramp=10.0, warmup=0.4, smoothing=0.1, cap=0.3, lr=4e-3, balanced=True, standardised=True)
+ADVERSARY = dict(method="dann", weight=1.0, ramp=10.0, warmup=0.3, hidden=256, lr=0.03, smoothing=0.1, cap=0.7, balanced=True, standardised=True)
 
 
 def users_dann() -> Recipe:
@@ -374,17 +375,22 @@ def users_dann() -> Recipe:
 
 def users_coral() -> Recipe:
     "CORAL: the users' feature covariances are pulled together. Nothing published: the data are simulated."
-    return users_with("users_coral", "CORAL", method="coral", weight=1.0, warmup=0.4, balanced=True)
+    return users_with("users_coral", "CORAL", method="coral", weight=1.0, warmup=0.3, balanced=True)
 
 
 def users_mmd() -> Recipe:
     "MMD: the users' feature distributions are pulled together. Nothing published: the data are simulated."
-    return users_with("users_mmd", "MMD", method="mmd", weight=1.0, warmup=0.4, balanced=True)
+    return users_with("users_mmd", "MMD", method="mmd", weight=1.0, warmup=0.3, balanced=True)
 
 
 def users_rolling() -> Recipe:
     "ERM behind a rolling normalisation of every electrode and frequency. Nothing published: the data are simulated."
-    return replace(users_erm(), name="users_rolling", method="rolling normalisation", encoder="rolling(settle=20) " + SMALL, decoding=Decoding())
+    return replace(users_erm(), name="users_rolling", method="rolling normalisation", encoder="rolling(settle=20) " + CLEAN, decoding=Decoding())
+
+
+def users_rolling_dann() -> Recipe:
+    "The adversary behind a rolling normalisation. Nothing published: the data are simulated."
+    return replace(users_rolling(), name="users_rolling_dann", method="rolling normalisation + DANN", domain=DomainSettings(**ADVERSARY))
 
 # %% ../nbs/50_recipes.ipynb #tds-embedded
 EMBEDDED = Data("embedded", split="session", users=("user0",))
@@ -489,7 +495,7 @@ PRESETS = {make.__name__: make for make in (
     tds_generic, bilstm_generic, tds_personal, tds_finetuned, tds_decoded, bilstm_kao, tds_embedded, bilstm_embedded,
     tds_generic_embedded, bilstm_generic_embedded, tds_personal_embedded, tds_finetuned_embedded, tds_decoded_embedded,
     bilstm_kao_transfer, bilstm_small, bilstm_small_transfer, bilstm_small_warm, bilstm_small_finetuned, bilstm_small_rolling, bilstm_small_joint, source_simulated, source_persons,
-    users_erm, users_dann_published, users_dann, users_coral, users_mmd, users_rolling)} | hybrid_presets()
+    users_erm, users_dann_published, users_dann, users_coral, users_mmd, users_rolling, users_rolling_dann)} | hybrid_presets()
 
 
 def preset(name: str,  # key of PRESETS
