@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.made-from-constraints
-EXTRAS := dev,docs,bids,export,gpt2
+EXTRAS := dev,docs,bids,export,gpt2,cluster,loggers,browser
 # wheels kept in a folder (a CPU build of torch, say): pip reads PIP_FIND_LINKS by itself, uv has to be told
 LINKS = $(foreach link,$(PIP_FIND_LINKS),--find-links $(link))
 # pytest's own options: make test ARGS='-k windows -x'
@@ -69,7 +69,7 @@ pins: $(STAMP) ## resolve settings.ini anew into constraints.txt (keeps what sti
 	mv $(VENV)/pinned.txt constraints.txt
 
 clean: ## remove what was built: site, report, caches (never runs, never data)
-	rm -rf _docs _exec _prep _proc _pages build dist .pytest_cache .ruff_cache reports/report.html reports/report.ipynb
+	rm -rf _docs _exec _prep _proc _pages build dist .pytest_cache .ruff_cache reports/report.html reports/report.ipynb reports/report.md reports/figures
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean ## the environment and the synthetic corpus too (reports/runs and data/raw stay)

@@ -6,11 +6,11 @@
 __all__ = ['BEST_HYBRID', 'GPT2', 'HYBRID_GROUPS', 'PUBLISHED_CHOICES', 'KAO_TABLES', 'QUICKLY', 'USERS_METHODS', 'EXPERIMENTS',
            'SHOWN', 'MIME', 'EMBEDDED_HYBRIDS', 'SUITES', 'SOURCES', 'VARIED', 'Experiment', 'published_hybrids',
            'BookError', 'get_experiment', 'published_for', 'published_beside', 'declared_parameters',
-           'check_parameters', 'parse_parameters', 'execute', 'remember', 'remembered', 'run_experiment',
-           'two_choosers', 'for_new_person', 'planned_folder', 'each', 'chosen', 'electrode_choices', 'at_lower_rate',
-           'rate_choices', 'amount_choices', 'augmentation_choices', 'unfreezing_choices', 'calibration_choices',
-           'second_report', 'studies', 'run_suite', 'comparable', 'study_rows', 'study_sentences', 'source_of',
-           'by_source', 'build_report']
+           'check_parameters', 'parse_parameters', 'execute', 'remember', 'remembered', 'two_choosers',
+           'for_new_person', 'planned_runs', 'planned_folder', 'keep_failure', 'run_experiment', 'each', 'chosen',
+           'electrode_choices', 'at_lower_rate', 'rate_choices', 'amount_choices', 'augmentation_choices',
+           'unfreezing_choices', 'calibration_choices', 'second_report', 'studies', 'get_suite', 'comparable',
+           'study_rows', 'study_sentences', 'source_of', 'by_source', 'build_report']
 
 # %% ../nbs/54_book.ipynb #8e95d9c3
 import ast
@@ -21,6 +21,7 @@ import os
 import shutil
 import tempfile
 import time
+import traceback
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,7 +30,7 @@ import pandas as pd
 from .ablations import build_adapter, choose_electrodes
 from .corpora import corpus_folder
 from .recipes import HYBRIDS, PUBLISHED_SCHEDULE, Recipe, differences, override, preset, recipe_from_dict, requested
-from .runs import RunRecord, begun_from, methods_table, planned_run, read_json, run_state
+from .runs import Run, RunRecord, begun_from, methods_table, planned_run, read_json, run_state, write_status
 from .session import open_corpus
 from .synthetic import project_root
 from .training import split_corpus
@@ -85,7 +86,7 @@ KAO_TABLES = {  # method -> phase -> rates: Tables 3 and 4 of the first report
 
 # %% ../nbs/54_book.ipynb #experiments
 QUICKLY = '{"training.epochs": 2}'
-USERS_METHODS = ("users_erm", "users_dann_published", "users_dann", "users_coral", "users_mmd", "users_rolling")  # what is done about many users' differences
+USERS_METHODS = ("users_erm", "users_dann_published", "users_dann", "users_coral", "users_mmd", "users_rolling", "users_rolling_dann")  # what is done about many users' differences
 EXPERIMENTS = {e.id: e for e in (
     Experiment("e00", "e00_smoke.ipynb", "Does the whole path learn to read a simulated typist?", ("tds_embedded", "bilstm_embedded"), (0,),
                smoke={"overrides": QUICKLY}, bounds={"test": (0, 130)}),
@@ -130,7 +131,7 @@ EXPERIMENTS |= {e.id: e for e in (
     Experiment("e40", "e40_domain_adversarial.ipynb", "Can a network be kept from knowing who is typing, and does that help someone new?", USERS_METHODS, (0, 1, 2),
                smoke={"overrides": QUICKLY}, bounds={"val": (0, 130), "test": (0, 130)}),
     Experiment("e41", "e41_normalisation.ipynb", "Is normalisation enough for someone new?", ("users_erm", "users_rolling"), (0, 1, 2),
-               smoke={"overrides": '{"training.epochs": 2, "method": "ERM, no rotation", "augment.rotation": 0}'}, bounds={"val": (0, 130), "test": (0, 130)}),
+               smoke={"overrides": '{"training.epochs": 2, "method": "ERM, rotated", "augment.rotation": 1}'}, bounds={"val": (0, 130), "test": (0, 130)}),
     Experiment("e50", "e50_calibration.ipynb", "How many seconds of a new person does a network of others need?", ("bilstm_small_finetuned",), (0, 1, 2),
                smoke={"overrides": '{"method": "output and norm, 30 s", "data.train_minutes": 0.5, "data.split_options": {"val_fraction": 0.3}, "training.steps": 2, "training.batch_size": 8, "unfreezing.schedule": "output@0 norm@0 rest@never"}', "generic_overrides": QUICKLY},
                bounds={"val": (0, 130)}),
@@ -222,11 +223,24 @@ def _quiet_kernels():
     from jupyter_client.manager import AsyncKernelManager
 
     class LocalKernelManager(AsyncKernelManager):
-        "Sockets in a folder of their own instead of TCP ports."
+        "Sockets in a folder of their own instead of TCP ports; an interrupt only for a cell that runs."
+        busy = False  # of the one kernel that a class is made for
 
         def __init__(self, **options):
             self.sockets = tempfile.TemporaryDirectory(prefix="kernel-")
             super().__init__(**{**options, "transport": "ipc", "ip": f"{self.sockets.name}/k"})
+
+        async def shutdown_kernel(self, now=False, restart=False):
+            if now or restart or self.busy: return await AsyncKernelManager.shutdown_kernel(self, now=now, restart=restart)
+            self.shutting_down = True
+            await self.request_shutdown()
+            await self.finish_shutdown()
+            await self.cleanup_resources()
+
+        @classmethod
+        def watch(cls, busy: bool):
+            "A function that notes whether a cell is running, whatever it is called with."
+            return lambda **_: setattr(cls, "busy", busy)
 
     return LocalKernelManager
 
@@ -241,9 +255,10 @@ def execute(notebook: Path,  # source
     check_parameters(declared_parameters(notebook), parameters, notebook.name)
     output.parent.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # of the kernel: threads that wait do not spin
-    partial = output.with_suffix(".partial.ipynb")
+    partial, kernels = output.with_suffix(".partial.ipynb"), _quiet_kernels()
+    hooks = dict(on_cell_execute=kernels.watch(True), on_cell_executed=kernels.watch(False))
     try:
-        papermill.execute_notebook(str(notebook), str(partial), parameters, cwd=str(notebook.parent), progress_bar=False, kernel_name="python3", language="python", kernel_manager_class=_quiet_kernels())
+        papermill.execute_notebook(str(notebook), str(partial), parameters, cwd=str(notebook.parent), progress_bar=False, kernel_name="python3", language="python", kernel_manager_class=kernels, **hooks)
     finally:
         if partial.exists(): partial.replace(output)
     return output
@@ -266,22 +281,6 @@ def remembered(notebook: Path,  # an executed copy
     outputs = itertools.chain.from_iterable(c.get("outputs", []) for c in nbformat.read(notebook, as_version=4).cells)
     found = [o["data"][MIME] for o in outputs if MIME in o.get("data", {})]
     return {f["name"]: f["value"] for f in found}
-
-# %% ../nbs/54_book.ipynb #run-experiment
-def run_experiment(name: str,  # experiment id
-                   parameters: dict,  # typed values; see `parse_parameters`
-                   out_root: Path = None,  # where run folders live; None: reports/runs of the project
-                   ) -> Path:
-    "Run one experiment notebook through papermill; the folder of its run, with the executed notebook in it."
-    experiment, root = get_experiment(name), project_root()
-    notebook = root / "nbs" / "experiments" / experiment.notebook
-    out_root = Path(out_root or root / "reports" / "runs").resolve()
-    check_parameters(declared_parameters(notebook), parameters, notebook.name)
-    draft = out_root / f".{name}-{time.strftime('%Y%m%d-%H%M%S')}-{time.monotonic_ns() % 10**6}.ipynb"
-    executed = execute(notebook, draft, {**parameters, "out_root": str(out_root)})
-    folder = Path(remembered(executed)["run_folder"])
-    shutil.move(executed, folder / "notebook.ipynb")
-    return folder
 
 # %% ../nbs/54_book.ipynb #two-choosers
 def two_choosers(recipe: Recipe,
@@ -314,22 +313,68 @@ def for_new_person(recipe: Recipe,  # of the fine-tuning; its split rule is frac
     roles = lambda r, train, test: {"data.split_options": {**r.data.split_options, "train_users": train, "test_users": test}}
     return override(recipe, {**roles(recipe, [user], strangers), "method": f"{recipe.method} ({user})"}), override(generic, roles(generic, others, heard))
 
-# %% ../nbs/54_book.ipynb #planned-folder
-def planned_folder(name: str,  # experiment id
-                   parameters: dict,  # as for `run_experiment`
-                   out_root: Path = None,  # where run folders live
-                   ) -> Path:
-    "The folder of the run that an experiment would carry out with these parameters."
+# %% ../nbs/54_book.ipynb #planned-runs
+def planned_runs(name: str,  # experiment id
+                 parameters: dict,  # as for `run_experiment`
+                 out_root: Path = None,  # where run folders live
+                 ) -> list:  # of Run
+    "The run that an experiment would carry out with these parameters, then those that it makes where they are missing."
     root = project_root()
     out_root = Path(out_root or root / "reports" / "runs")
     values = {**declared_parameters(root / "nbs" / "experiments" / get_experiment(name).notebook), **parameters}
-    recipe = requested(values["preset_name"], values["seed"], values["corpus"], values["overrides"])
+    recipe, others = requested(values["preset_name"], values["seed"], values["corpus"], values["overrides"]), []
     if "generic_preset" in values:
         generic = requested(values["generic_preset"], values["seed"], values.get("generic_corpus", values["corpus"]), values["generic_overrides"])
         if "user" in values: recipe, generic = for_new_person(recipe, generic, values["user"])
-        recipe = begun_from(recipe, planned_run("e10", generic, out_root))
-    if "third_user" in values: recipe = two_choosers(recipe, values["train_user"], values["third_user"])[1]
-    return planned_run(name, recipe, out_root).folder
+        source = planned_run("e10", generic, out_root)
+        recipe = begun_from(recipe, source)
+        others = [source] if recipe.start == source.run_id else []
+    if "third_user" in values:
+        known, recipe = two_choosers(recipe, values["train_user"], values["third_user"])
+        others = [planned_run(name, known, out_root)]
+    return [planned_run(name, recipe, out_root), *others]
+
+
+def planned_folder(name: str, parameters: dict, out_root: Path = None) -> Path:  # as for `planned_runs`
+    "The folder of the run that an experiment would carry out with these parameters."
+    return planned_runs(name, parameters, out_root)[0].folder
+
+# %% ../nbs/54_book.ipynb #run-experiment
+def keep_failure(run: Run,  # planned by the notebook that failed
+                 draft: Path,  # its executed copy
+                 error: Exception):
+    "Keep a failed notebook in the run's folder, and say so in the status of a run that had not begun."
+    if run_state(run.folder) == "new":
+        run.folder.mkdir(parents=True, exist_ok=True)
+        write_status(run, "failed", error=f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}", traceback="".join(traceback.format_exception(error)))
+    if draft.exists(): shutil.move(draft, run.folder / "failed.ipynb")
+
+
+def run_experiment(name: str,  # experiment id
+                   parameters: dict,  # typed values; see `parse_parameters`
+                   out_root: Path = None,  # where run folders live; None: reports/runs of the project
+                   ) -> Path:
+    "Run one experiment notebook through papermill; the folder of its run, with the executed notebook in it."
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+    experiment, root = get_experiment(name), project_root()
+    notebook = root / "nbs" / "experiments" / experiment.notebook
+    out_root = Path(out_root or root / "reports" / "runs").resolve()
+    check_parameters(declared_parameters(notebook), parameters, notebook.name)
+    planned = planned_runs(name, parameters, out_root)[0]
+    draft = out_root / f".{name}-{os.uname().nodename}-{os.getpid()}-{time.monotonic_ns()}.ipynb"
+    try: executed = execute(notebook, draft, {**parameters, "out_root": str(out_root)})
+    except PapermillExecutionError as error:
+        if error.ename == "KeyboardInterrupt": draft.unlink(missing_ok=True)
+        else: keep_failure(planned, draft, error)
+        raise
+    except (DeadKernelError, KeyboardInterrupt):  # not the notebook's fault: the run's own files say how far it came
+        draft.unlink(missing_ok=True)
+        raise
+    folder = Path(remembered(executed)["run_folder"])
+    shutil.move(executed, folder / "notebook.ipynb")
+    (folder / "failed.ipynb").unlink(missing_ok=True)
+    return folder
 
 # %% ../nbs/54_book.ipynb #each
 def each(experiment: str, presets, seeds=(0, 1, 2), **parameters) -> tuple:
@@ -447,36 +492,31 @@ SUITES |= {
     "calibration": tuple(run for user in ("user7", "user8", "user9") for run in chosen("e50", "bilstm_small_finetuned", calibration_choices(), user=user)),
     "paper_lstm": (*each("e10", ("bilstm_generic_embedded",)), *each("e30", ("bilstm_small",)), *each("e31", ("bilstm_small_transfer",), **SOURCES["simulated"])),  # Tables 2 to 4 of the first report
     "paper_lstm_real": (*each("e10", ("bilstm_generic",), corpus="emg2qwerty"), *each("e30", ("bilstm_kao",), corpus="kao", overrides='{"training.epochs": 300}'), *each("e31", ("bilstm_kao_transfer",), corpus="kao", **_FROM_LARGE))}
-_STILL = (("users_erm", "ERM, no rotation"), ("users_rolling", "rolling normalisation, no rotation"))  # electrodes in their place
+_TURNED = (("users_erm", "ERM, rotated"), ("users_rolling", "rolling normalisation, rotated"))  # by one electrode at random
 SUITES["domain"] = each("e40", USERS_METHODS, corpus="users")
-SUITES["normalisation"] = (*each("e40", [p for p, _ in _STILL], corpus="users"), *(entry for p, label in _STILL for entry in chosen("e41", p, [{"method": label, "augment.rotation": 0}], corpus="users")))
+SUITES["normalisation"] = (*each("e40", [p for p, _ in _TURNED], corpus="users"), *(entry for p, label in _TURNED for entry in chosen("e41", p, [{"method": label, "augment.rotation": 1}], corpus="users")))
 
-# %% ../nbs/54_book.ipynb #run-suite
-def run_suite(name: str,  # key of SUITES
-              out_root: Path = None,  # where run folders live
-              say=print,  # receives one line per run
-              ) -> list:
-    "Run every entry of a suite; rows of (experiment, parameters, folder or None, error or None)."
-    if name not in SUITES: raise BookError(f"unknown suite {name!r}: {_nearest(name, SUITES)}")
-    rows = []
-    for number, (experiment, parameters) in enumerate(SUITES[name], 1):
-        started = time.monotonic()
-        say(f"[{number}/{len(SUITES[name])}] {experiment} {' '.join(f'{k}={v}' for k, v in parameters.items())}")
-        try:
-            folder, error = planned_folder(experiment, parameters, out_root), None
-            if run_state(folder) != "done" or not (folder / "notebook.ipynb").exists(): folder = run_experiment(experiment, parameters, out_root)
-        except Exception as problem: folder, error = None, problem  # noqa: BLE001 (one failing run must not stop the others)
-        rows.append((experiment, parameters, folder, error))
-        say(f"      {folder.name if folder else 'failed: ' + str(error).strip().splitlines()[-1]}  ({time.monotonic() - started:.0f} s)")
-    return rows
+# %% ../nbs/54_book.ipynb #get-suite
+def get_suite(name: str,  # key of SUITES, or a JSON file: [["e00", {"corpus": "my_sessions"}], ...]
+              ) -> tuple:  # of (experiment, parameters)
+    "The entries of a suite; an unknown name and a file of another form are refused."
+    if Path(name).suffix != ".json":
+        if name not in SUITES: raise BookError(f"unknown suite {name!r}: {_nearest(name, SUITES)}")
+        return SUITES[name]
+    if not Path(name).is_file(): raise BookError(f"there is no file {name}: a suite of your own is a JSON file, [[experiment, parameters], ...]")
+    try: entries = json.loads(Path(name).read_text(encoding="utf-8"))
+    except ValueError as error: raise BookError(f"{name} is not valid JSON ({error})") from None
+    right = isinstance(entries, list) and all(isinstance(e, list) and len(e) == 2 and isinstance(e[0], str) and isinstance(e[1], dict) for e in entries)
+    if not right: raise BookError(f"{name} is not a list of [experiment, parameters], such as [[\"e00\", {{\"seed\": 1}}]]")
+    return tuple((get_experiment(e).id, p) for e, p in entries)
 
 # %% ../nbs/54_book.ipynb #comparable
 _STACK = ("encoder", "data.left_context_s", "front_end.hop", "optimiser.lr")  # a narrow stack brings the context, frame rate and learning rate that suit it
-_TRANSFER = ("start", "keep_keys", "first_layer", "unfreezing.", "optimiser.clip")
+_TRANSFER = ("start", "keep_keys", "first_layer", "unfreezing.", "optimiser.clip", "encoder", "decoding.recalibrate", "data.split_options", "training.epochs")
 VARIED = {  # experiment -> places of the recipe in which its runs differ, the seed aside
     "e20": _STACK, "e21": _STACK, "e22": ("data.keep_electrodes", "data.after_rotation"),
     "e23": ("data.rate_factor", "data.rate_method", "data.left_context_s", "front_end.n_fft", "front_end.hop", "augment.alignment_jitter", "augment.crop"),
-    "e24": ("data.train_minutes", "training.steps"), "e25": ("augment.",), "e40": ("domain.", "encoder"), "e41": ("augment.rotation", "encoder"), "e31": _TRANSFER, "e32": _TRANSFER, "e33": ("data.split", "data.train_minutes"),
+    "e24": ("data.train_minutes", "training.steps"), "e25": ("augment.",), "e40": ("domain.", "encoder", "decoding.recalibrate"), "e41": ("augment.rotation", "encoder", "decoding.recalibrate"), "e31": _TRANSFER, "e32": _TRANSFER, "e33": ("data.split", "data.train_minutes"),
     "e50": ("data.train_minutes", "data.split_options", "unfreezing.", "start")}
 
 
@@ -493,7 +533,7 @@ def comparable(name: str,  # experiment id, a key of VARIED
 
 def study_rows(name: str, records: list, phases=("val", "test")) -> pd.DataFrame:
     "One row per method and phase: CER over seeds with the interval of another seed, what was published, budget and cost."
-    table = pd.concat([methods_table(records, phase).assign(phase=phase) for phase in phases], ignore_index=True)
+    table = pd.concat([methods_table([r for r in records if phase in r.results["phases"]], phase).assign(phase=phase) for phase in phases], ignore_index=True)
     return table.assign(published=[published_for(name, m).get(p, {}).get("cer") for m, p in zip(table.method, table.phase, strict=True)])
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from semgbook.book import (EXPERIMENTS, HYBRID_GROUPS, SUITES, VARIED, BookError, amount_choices, at_lower_rate, augmentation_choices, build_report, by_source, calibration_choices, check_parameters, comparable,
-                           declared_parameters, electrode_choices, execute, for_new_person, planned_folder, published_for, rate_choices, remembered, run_experiment, run_suite, study_rows, study_sentences,
+                           declared_parameters, electrode_choices, execute, for_new_person, planned_folder, published_for, rate_choices, remembered, run_experiment, study_rows, study_sentences,
                            two_choosers, unfreezing_choices)
 from semgbook.recipes import HYBRIDS, PRESETS, differences, preset, requested
 from semgbook.runs import RunRecord, methods_table, own_facts, read_run
@@ -83,12 +83,6 @@ def test_suites_name_what_exists(root):
         for experiment, parameters in entries:
             e = EXPERIMENTS[experiment]
             check_parameters(declared_parameters(root / "nbs" / "experiments" / e.notebook), parameters, e.notebook)
-
-
-def test_a_failing_run_does_not_stop_the_suite(tmp_path, monkeypatch):
-    monkeypatch.setitem(SUITES, "broken", (("e00", {"corpus": "no such corpus"}), ("e00", {"overrides": "{"})))
-    rows = run_suite("broken", tmp_path, say=lambda line: None)
-    assert len(rows) == 2 and all(error for *_, error in rows)
 
 
 # --- the studies --------------------------------------------------------------------------------

@@ -34,6 +34,8 @@ ROWS = pd.DataFrame([("TDS", "val", 6.2, 5.6, 6.9, None, 1.9, 0.9, 3.4), ("TDS",
                      ("Residual BiLSTM", "val", 9.0, None, None, None, 2.4, 1.5, 5.1), ("Residual BiLSTM", "test", 117.9, 95.8, 120.3, 22.9, 5.2, 102.9, 9.8)],
                     columns="method phase cer low high published missed extra wrong".split())
 
+BESIDE = ROWS.assign(runs=[[(f"{m}-{p}-s0", cer - 1), (f"{m}-{p}-s1", cer + 1)] for m, p, cer in zip(ROWS.method, ROWS.phase, ROWS.cer)], interval="95 %, over 2 seeds")
+
 
 def stretch(text="the fox⌫⏎ A", decoded="the box⌫⏎ A", frames_per_key=20, seed=0):
     labels = QWERTY.labels_of_text(decoded)
@@ -56,11 +58,14 @@ EXAMPLES = {
     "sweep_map": dict(rows=pd.DataFrame([(w, b, 9 + (w - 1)**2 + b) for w in (0.0, 1.0, 2.0) for b in (0.0, 2.0)], columns=["lm_weight", "insertion_bonus", "cer"]), protocol=PROTOCOL),
     "cost_map": dict(rows=ROWS[ROWS.phase == "test"].assign(parameters=[5e6, 1.5e6], mmacs_per_s=[600.0, 90.0], seconds=[100.0, 250.0]), protocol=PROTOCOL),
     "study_curves": dict(rows=pd.DataFrame(dict(x=[4, 16, 4, 16], way=["TDS", "TDS", "BiLSTM", "BiLSTM"], cer=[20.0, 9, 30, 9], low=[18.0, 8, 28, 8], high=[22.0, 10, 32, 10])), x_title="electrodes per band (count)", protocol=PROTOCOL),
+    "beside_bars": dict(rows=BESIDE, recordings="made-up", protocol=PROTOCOL),
     "emission_heatmap": dict(**stretch(), protocol=PROTOCOL),
     "print_curves": dict(histories=HISTORIES),
     "print_error_bars": dict(rows=ROWS),
+    "print_beside": dict(rows=BESIDE, recordings="made-up"),
+    "print_study": dict(rows=pd.DataFrame(dict(x=[4, 16, 4, 16], way=["TDS", "TDS", "BiLSTM", "BiLSTM"], cer=[20.0, 9, 30, 9], low=[18.0, 8, 28, 8], high=[22.0, 10, 32, 10])), x_title="electrodes per band (count)"),
 }
-UNITS = dict(loss_curves="nats", domain_curves="nats", cer_curves="%", learning_curves="nats", error_bars="%", error_kinds="%", sweep_map="weight", cost_map="%", study_curves="%", emission_heatmap="(s)", print_curves="%", print_error_bars="%")
+UNITS = dict(loss_curves="nats", domain_curves="nats", cer_curves="%", learning_curves="nats", error_bars="%", error_kinds="%", sweep_map="weight", cost_map="%", study_curves="%", beside_bars="%", emission_heatmap="(s)", print_curves="%", print_error_bars="%", print_beside="%", print_study="%")
 
 N_PLOTLY = sum(not name.startswith("print_") for name in FIGURES)
 
@@ -289,7 +294,7 @@ def test_page_makes_no_request(page):
     assert re.findall(r'href="(https?://[^"]*)"', own) == ["https://example.org/paper"]     # followed only on a click
     assert not re.search(r"<script[^>]+src", text)
     assert page.stat().st_size < 8 * 2**20 and text.count("plotly.js v") == 1 and "<title>A &lt;report&gt;</title>" in text
-    assert text.count('class="sg-plotly"') == N_PLOTLY and own.count("data:image/png;base64,") == 2 and len(set(re.findall(r'id="(figure-\d+)"', text))) == N_PLOTLY
+    assert text.count('class="sg-plotly"') == N_PLOTLY and own.count("data:image/png;base64,") == len(FIGURES) - N_PLOTLY and len(set(re.findall(r'id="(figure-\d+)"', text))) == N_PLOTLY
 
 
 def test_page_without_plotly_figures_carries_no_plotly(tmp_path):

@@ -195,6 +195,7 @@ def test_export_and_clean_change_nothing(tmp_path):
             shutil.copy(file, target)
     for file in ("settings.ini", "setup.py", "pyproject.toml", "README.md"):
         shutil.copy(ROOT / file, tmp_path)
+    shutil.copytree(ROOT / "reports" / "published", tmp_path / "reports" / "published")  # README.md shows a table of it
     before = snapshot(tmp_path)
     for module in (tmp_path / "semgbook").glob("[a-z]*.py"):
         module.unlink()  # a module that no notebook exports must not survive

@@ -21,10 +21,13 @@ ROOT = HERE.parents[1]
 NBS, EXECUTED, PREPARED, PROCESSED, PAGES, SITE = (ROOT / name for name in ("nbs", "_exec", "_prep", "_proc", "_pages", "_docs"))
 EXPORT = re.compile(r"^(\s*#\|\s*)export\b(?!s)", re.M)
 FRONT_PAGES = [place for place in ("CONTRIBUTING.md", "CHANGELOG.md", "data/README.md", "reports/README.md") if (ROOT / place).exists()]
-SECTIONS = [("Components", "components", r"\d\d_", "One page for each module, in reading order: nothing on a page needs a page that comes later."),
+SECTIONS = [("Tutorials", "tutorials_index", r"tutorials/", "Each takes minutes, works on simulated sessions as it stands, and ends in something of yours."),
+            ("Components", "components", r"\d\d_", "One page for each module, in the order of the data's way: nothing on a page needs a page that comes later."),
             ("Experiments", "experiments_index", r"experiments/", "Each asks a question. The pages show the code; what runs said is in the report."),
-            ("Exploring", "explore_index", r"explore/", "Pages with controls, for JupyterLab."),
-            ("Tutorials", "tutorials_index", r"tutorials/", "From nothing to something.")]
+            ("Exploring", "explore_index", r"explore/", "Pages with sliders and menus, for JupyterLab (`semgbook lab`). Here they are without a kernel: "
+             "they say what can be tried, their controls do not move.")]
+LAYERS = {"00": "Ground rules", "10": "Recordings", "20": "Signal to features", "28": "The model", "40": "Text and errors", "50": "Runs", "60": "Seeing", "70": "Command line"}
+FIRST = ["first_run", "own_wristband", "add_an_encoder", "real_data", "cluster", "reading_a_cer"]  # tutorials in reading order; others follow
 
 
 def mathjax():
@@ -42,25 +45,30 @@ def is_parameterised(path):
     return '"parameters"' in path.read_text(encoding="utf-8")
 
 
-def run_page(path):
-    "Execute one page into _exec, unless it is there as of now; what is parameterised stays as it is. Returns what went wrong."
+def same_cells(path, done):
+    "Whether an executed page exists and has the cells that the notebook has now."
+    return done.exists() and len({tuple("".join(c["source"]) for c in json.loads(p.read_text(encoding="utf-8"))["cells"]) for p in (path, done)}) == 1
+
+
+def run_page(path, any_age=False):
+    "Execute one page into _exec, unless it is there as of now (or at all); what is parameterised stays as it is. Returns what went wrong."
     from execute import CellExecutionError, execute, is_fresh
     if is_parameterised(path):
         out = EXECUTED / path.relative_to(NBS)
         out.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, out)
-    elif not is_fresh(path, EXECUTED):
+    elif not (is_fresh(path, EXECUTED) or any_age and same_cells(path, EXECUTED / path.relative_to(NBS))):
         try:
             execute(path, keep=EXECUTED)
         except CellExecutionError as error:
             return f"{path.name} does not run:\n{error}"
 
 
-def executed(pages, workers):
-    "Run all pages, two at a time."
+def executed(pages, workers, any_age=False):
+    "Run all pages, as many at a time as there are workers."
     with ProcessPoolExecutor(workers) as pool:
         failures = []
-        for path, failure in zip(pages, pool.map(run_page, pages), strict=True):
+        for path, failure in zip(pages, pool.map(run_page, pages, [any_age] * len(pages)), strict=True):
             print("page", path.relative_to(NBS).with_suffix(""), "FAILED" if failure else "", flush=True)
             failures += [failure] if failure else []
     if failures:
@@ -226,9 +234,31 @@ def code_cell(source, outputs=(), tags=()):
     return {"cell_type": "code", "execution_count": None, "metadata": {"tags": list(tags)}, "outputs": list(outputs), "source": source}
 
 
-def toctree(names):
+def toctree(names, caption=""):
     "Sphinx's list of the pages below one."
-    return "```{toctree}\n:hidden:\n:maxdepth: 1\n\n" + "\n".join(names) + "\n```"
+    return "```{toctree}\n:hidden:\n:maxdepth: 1\n" + f":caption: {caption}\n" * bool(caption) + "\n" + "\n".join(names) + "\n```"
+
+
+def layer_of(name):
+    "The layer whose number is the last one not above a component's; empty for other pages."
+    return next((layer for first, layer in reversed(LAYERS.items()) if re.match(r"\d\d_", name) and first <= name[:2]), "")
+
+
+def index_page(heading, intro, members, made):
+    "The page of a section: a table of its pages, under the layer they belong to where they have one."
+    parts = [f"# {heading}", intro]
+    for layer in dict.fromkeys(map(layer_of, members)):
+        inside = [name for name in members if layer_of(name) == layer]
+        rows = [f"| [{title_of(made[name])[0]}]({name}.ipynb)<br>`{name.split('/')[-1]}` | {title_of(made[name])[1]} |" for name in inside]
+        table = "\n".join(["| page | what it is |", "|---|---|", *rows])
+        parts += [f"## {layer}" if layer else "", f":::{{container}} sg-index\n\n{table}\n\n:::", toctree(inside, layer)]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def reading_order(name):
+    "Where a page stands among those of its section."
+    last = name.split("/")[-1]
+    return (FIRST.index(last) if last in FIRST else len(FIRST), name)
 
 
 def front_name(place):
@@ -251,13 +281,11 @@ def write_pages(pages):
     made = {name: neutral.page(name) for name in neutral.names}
     indices = []
     for heading, file, pattern, intro in SECTIONS:
-        members = [name for name in made if re.match(pattern, name)]
+        members = sorted((name for name in made if re.match(pattern, name)), key=reading_order)
         if members:
-            rows = [f"| [{name.split('/')[-1]}]({name}.ipynb) | {title_of(made[name])[0]} | {title_of(made[name])[1]} |" for name in members]
-            table = "\n".join(["| page | title | what it is |", "|---|---|---|", *rows])
-            (PAGES / f"{file}.md").write_text(f"# {heading}\n\n{intro}\n\n{table}\n\n{toctree(members)}\n", encoding="utf-8")
+            (PAGES / f"{file}.md").write_text(index_page(heading, intro, members, made), encoding="utf-8")
             indices.append(file)
-    tops = [name for name in ("architecture", *indices, "report", "decisions") if name in made or name in indices]
+    tops = [name for name in (*indices, "report", "architecture", "glossary", "decisions") if name in made or name in indices]
     for place in FRONT_PAGES:
         (PAGES / front_name(place)).write_text(neutral.front_page(place), encoding="utf-8")
         tops.append(front_name(place).removesuffix(".md"))
@@ -266,6 +294,8 @@ def write_pages(pages):
         out = PAGES / f"{name}.ipynb"
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(page), encoding="utf-8")
+    if (NBS / "images").exists():
+        shutil.copytree(NBS / "images", PAGES / "images")
     static = PAGES / "_static"
     static.mkdir()
     import plotly
@@ -280,6 +310,10 @@ def render():
     done = subprocess.run([sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q", "-c", HERE, PAGES, made])
     if done.returncode:
         sys.exit("the pages were not rendered: each line above says where")
+    from links import broken_links
+    broken = broken_links(made)
+    if broken:
+        sys.exit("links that lead nowhere:\n" + "\n".join(broken))
     shutil.rmtree(SITE, ignore_errors=True)
     shutil.move(made, SITE)
 
@@ -297,12 +331,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pages", nargs="*", help="names of pages, such as 42_metrics; all when left out")
     parser.add_argument("--quarto", action="store_true", help="render with Quarto, which has to be on the PATH")
+    parser.add_argument("--any-age", action="store_true", help="take executed pages whose cells have not changed, however old: for work on how the site looks")
     parser.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1))
     args = parser.parse_args()
     sys.path.insert(0, str(HERE))
     from execute import notebooks
     wanted = [p for p in notebooks() if not args.pages or p.relative_to(NBS).with_suffix("").as_posix() in {"index", *args.pages}]
-    executed(wanted, args.workers)
+    executed(wanted, args.workers, args.any_age)
     if args.quarto:
         if not shutil.which("quarto"):
             sys.exit("quarto is not on the PATH: leave --quarto out, the site needs nothing that pip cannot install")

@@ -1,0 +1,352 @@
+"Engines: slots, bad ends, nothing left behind; a lost machine of a cluster; one run on two devices."
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from toys import toy_corpus, toy_recipe
+
+from semgbook.engines import EngineError, Ended, Job, LocalEngine, RayEngine, family_of, make_engine, work_on
+from semgbook.recipes import RecipeError, override, preset, recipe_from_dict
+from semgbook.runs import carry_out, training_line, read_json, start_run
+from semgbook.training import Place, TrainingError, find_place, load_data
+
+TOY = '''
+import os, subprocess, sys, time
+count, *words = sys.argv[1:]
+if "child" in words: subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"], start_new_session=True)
+if "deaf" in words: import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)
+print("start", time.time(), os.environ["OMP_NUM_THREADS"], os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
+try:
+    for k in range(int(count)): time.sleep(0.1)
+except KeyboardInterrupt: print("interrupted"); sys.exit(130)
+if "fail" in words: raise ValueError("this recording is broken")
+print("stop", time.time())
+'''
+
+
+@pytest.fixture
+def toys(tmp_path):
+    "A folder with the command `toy`, and a function that makes jobs of it."
+    (tmp_path / "toy.py").write_text(TOY)
+    return lambda name, *words, **needs: Job(name, words, tmp_path / f"{name}.log", **needs)
+
+
+def engine_for(tmp_path, jobs=1, gpus=()): return LocalEngine(jobs, gpus, "toy", tmp_path)
+
+
+def collect(engine, n, at_most_s=60):
+    ends, deadline = [], time.monotonic() + at_most_s
+    while len(ends) < n and time.monotonic() < deadline: ends += engine.ended(0.5)
+    return {end.name: end for end in ends}
+
+
+def wait_for(condition, at_most_s=30):
+    deadline = time.monotonic() + at_most_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+def marks(log): return [line.split() for line in Path(log).read_text().splitlines() if line.startswith(("start", "stop"))]
+
+
+def test_never_more_than_the_slots_and_everyone_has_a_turn(tmp_path, toys):
+    engine = engine_for(tmp_path, 2)
+    jobs = [toys(f"job{k}", 3 + k % 2) for k in range(5)]
+    for job in jobs: engine.submit(job)
+    assert engine.slots == 2 and len(engine.running) == 2
+    assert collect(engine, 5) == {job.name: Ended(job.name, 0) for job in jobs}
+    times = [[float(words[1]) for words in marks(job.log)] for job in jobs]
+    assert max(sum(a <= t < b for a, b in times) for t, _ in times) == 2
+    assert engine.ended() == [], "an end is told once"
+
+
+def test_a_gpu_is_shared_only_when_there_is_no_other(tmp_path, toys):
+    engine = engine_for(tmp_path, 3, ("0", "1", "2"))
+    jobs = [toys("one", 20), toys("two", 20, gpus=2)]
+    for job in jobs: engine.submit(job)
+    wait_for(lambda: all(job.log.exists() and marks(job.log) for job in jobs))
+    seen = [marks(job.log)[0][3].split(",") for job in jobs]
+    engine.stop()
+    assert len(seen[0]) == 1 and len(seen[1]) == 2 and len({*seen[0], *seen[1]}) == 3
+    with pytest.raises(EngineError, match="4 GPUs"): engine.submit(toys("greedy", 1, gpus=4))
+
+
+def test_cores_become_threads(tmp_path, toys):
+    engine, job = engine_for(tmp_path), toys("job", 0, cpus=3)
+    engine.submit(job)
+    collect(engine, 1)
+    assert marks(job.log)[0][2] == "3"
+
+
+def test_bad_ends_are_told_apart(tmp_path, toys):
+    engine = engine_for(tmp_path, 3)
+    for job in (toys("fails", 1, "fail"), toys("killed", 300), toys("fine", 2)): engine.submit(job)
+    os.kill(engine.running["killed"].process.pid, signal.SIGKILL)
+    ends = collect(engine, 3)
+    assert ends["fine"] == Ended("fine", 0) and ends["killed"].code == -9 and "SIGKILL" in ends["killed"].note
+    assert ends["fails"].code == 1 and ends["fails"].note == "ValueError: this recording is broken"
+
+
+def test_a_log_is_appended_and_the_note_is_of_this_start(tmp_path, toys):
+    engine, job = engine_for(tmp_path), toys("again", 0, "fail")
+    for _ in range(2):
+        engine.submit(job)
+        assert collect(engine, 1)["again"].code == 1
+    assert job.log.read_text().count("start") == 2 and job.log.read_text().startswith("--- ")
+    silent = Job("again", (), job.log)  # no count: fails before it prints anything of its own
+    engine.submit(silent)
+    assert "not enough values" in collect(engine, 1)["again"].note
+
+
+@pytest.mark.parametrize("words, code", [((), 130), (("deaf",), -9)])
+def test_stop_leaves_no_process_behind(tmp_path, toys, words, code):
+    "Not even a grandchild in a session of its own, nor a job that does not listen."
+    engine = engine_for(tmp_path)
+    job = toys("job", 300, "child", *words)
+    engine.submit(job)
+    engine.submit(toys("waiting", 1))
+    process = engine.running["job"]
+    wait_for(lambda: marks(job.log))
+    assert len(process.family()) == 2
+    engine.stop()
+    assert process.family() == [] and process.process.returncode == code and engine.ended() == []
+
+
+def test_the_family_of_a_killed_job_is_ended(tmp_path, toys):
+    engine, job = engine_for(tmp_path), toys("job", 300, "child")
+    engine.submit(job)
+    process = engine.running["job"]
+    wait_for(lambda: marks(job.log))
+    os.kill(process.process.pid, signal.SIGKILL)
+    assert collect(engine, 1)["job"].code == -9 and process.family() == []
+
+
+def test_jobs_end_with_a_killed_driver(tmp_path, toys):
+    driver = subprocess.Popen([sys.executable, "-c", "import sys, time; from pathlib import Path; from semgbook.engines import Job, LocalEngine\n"
+                               f"e = LocalEngine(1, (), 'toy', {str(tmp_path)!r}); e.submit(Job('job', (300,), Path({str(tmp_path)!r}) / 'job.log'))\n"
+                               "print(e.running['job'].mark, flush=True); time.sleep(300)"], stdout=subprocess.PIPE, text=True)
+    mark = driver.stdout.readline().strip()
+    wait_for(lambda: (tmp_path / "job.log").exists() and marks(tmp_path / "job.log"))
+    assert family_of(mark)
+    driver.kill()
+    driver.wait()
+    wait_for(lambda: not family_of(mark), 10)
+
+
+def test_ended_waits_no_longer_than_asked_and_no_shorter(tmp_path, toys):
+    engine = engine_for(tmp_path)
+    for submit in (False, True):
+        if submit: engine.submit(toys("long", 300))
+        before = time.monotonic()
+        assert engine.ended(0.3) == [] and 0.3 <= time.monotonic() - before < 3
+    engine.stop()
+
+
+def test_the_verbs_are_what_runs_by_default(tmp_path):
+    engine = LocalEngine()
+    engine.submit(Job("list", ("runs", "--out", str(tmp_path / "none")), tmp_path / "list.log"))
+    engine.submit(Job("unknown", ("run", "e99"), tmp_path / "unknown.log"))
+    ends = collect(engine, 2, 120)
+    assert ends["list"].code == 0 and ends["unknown"].code == 2 and "unknown experiment" in ends["unknown"].note
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda: make_engine("lokal"), "did you mean local"), (lambda: make_engine("slurm"), "local, ray"), (lambda: make_engine("local", address="auto"), "--address"),
+    (lambda: make_engine("ray", gpus=(0,)), "--gpus"), (lambda: make_engine("local", 0), "at least one"), (lambda: LocalEngine(0), "at least one"),
+    (lambda: Job("j", "run e00", "log"), "one text"), (lambda: Job("j", ("run",), "log", cpus=0), "at least one core")])
+def test_refusals_say_what_would_work(call, words):
+    with pytest.raises(EngineError, match=words): call()
+
+
+def test_a_name_is_given_once(tmp_path, toys):
+    engine = engine_for(tmp_path)
+    for name in ("running", "waiting"): engine.submit(toys(name, 300))
+    for name in ("running", "waiting"):
+        with pytest.raises(EngineError, match=name): engine.submit(toys(name, 1))
+    engine.stop()
+
+
+def test_a_machine_without_the_shared_disk_refuses(tmp_path, toys):
+    job = toys("job", 0)
+    assert work_on(job, "toy", tmp_path, 0).code == 2 and not job.log.exists()
+
+
+def test_ray_that_is_not_there_is_refused_with_the_remedy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(EngineError, match=r"semgbook\[cluster\]"): make_engine("ray")
+
+
+# --- a cluster ----------------------------------------------------------------------------------
+
+STEPS = '''
+import os, sys, time
+from pathlib import Path
+kept, done = Path(sys.argv[1]), 0
+if kept.exists(): done = int(kept.read_text())
+print("from", done, flush=True)
+while not (kept.parent / "enough").exists(): time.sleep(0.25); done += 1; kept.write_text(str(done))
+print("end", flush=True)
+'''
+
+
+@pytest.fixture
+def two_machines():
+    "A Ray cluster of a head without cores; the function adds a machine with one core."
+    pytest.importorskip("ray", reason="the package ray is not installed")
+    from ray.cluster_utils import Cluster
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    cluster = None
+    try:
+        cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=0, include_dashboard=False))
+        yield cluster
+    except Exception as error:
+        if "timed out during startup" not in str(error): raise
+        pytest.skip("this machine is too busy for Ray: its processes did not start within the 15 s that Ray gives them")
+    finally:
+        if cluster: cluster.shutdown()
+
+
+def add_machine(cluster):
+    "One more machine with one core; skips where Ray is too slow to start."
+    try: return cluster.add_node(num_cpus=1)
+    except Exception as error:
+        if "timed out during startup" not in str(error): raise
+        pytest.skip("this machine is too busy for Ray: its processes did not start within the 15 s that Ray gives them")
+
+
+def test_a_lost_machine_costs_a_step_and_not_the_job(two_machines, tmp_path):
+    "The machine is lost in the middle of the job; the other one goes on from what was kept, and no process of the first is left."
+    (tmp_path / "steps.py").write_text(STEPS)
+    first, log, kept = add_machine(two_machines), tmp_path / "job.log", tmp_path / "kept"
+    engine = RayEngine(two_machines.address, module="steps", cwd=tmp_path)
+    with pytest.raises(EngineError, match="2 cores"): engine.submit(Job("wide", (1,), tmp_path / "wide.log", cpus=2))
+    engine.submit(Job("job", (kept,), log))
+    wait_for(lambda: kept.exists() and int(kept.read_text() or 0) >= 3, 120)
+    add_machine(two_machines)
+    two_machines.remove_node(first, allow_graceful=False)
+    starts = lambda: [int(line.split()[1]) for line in log.read_text().splitlines() if line.startswith("from")]
+    wait_for(lambda: len(starts()) == 2, 120)
+    (tmp_path / "enough").touch()
+    ends = collect(engine, 1, 120)
+    assert ends == {"job": Ended("job", 0)} and log.read_text().count("end") == 1
+    assert len(starts()) == 2 and starts()[0] == 0 and starts()[1] >= 3, "begun once, continued once"
+    engine.submit(Job("bad", (tmp_path / "no" / "folder",), tmp_path / "bad.log"))
+    assert collect(engine, 1, 120)["bad"].code == 1, "a job that fails by itself is not started again"
+    assert (tmp_path / "bad.log").read_text().count("from") == 1
+    engine.stop()
+
+# --- one run on several devices -----------------------------------------------------------------
+
+NO_CHANCE = dict(augment__alignment_jitter=0, augment__rotation=0, augment__n_time_masks=0, augment__n_freq_masks=0, training__device="cpu", training__decode_train_every=1,
+                 training__epochs=3, optimiser__lr=0.01, optimiser__warmup=0.2)
+
+
+def carried_out(recipe, root):
+    "The folder of a run that was carried out without bars."
+    run = start_run("e99", recipe, root)
+    carry_out(run, print)
+    return run.folder
+
+
+def test_two_processes_train_as_one_does(tmp_path):
+    "Same windows in every step, same statistics, same gradients: the same curves, up to rounding."
+    toy_corpus(tmp_path / "corpus")
+    one, two = (carried_out(toy_recipe(tmp_path / "corpus", training__devices=n, training__loggers=["csv", "tensorboard"], **NO_CHANCE), tmp_path / "runs") for n in (1, 2))
+    assert one != two and read_json(two / "status.json")["pid"] == os.getpid() and not (two / "last.ckpt").exists()
+    for column in ("train_loss", "val_loss", "lr", "step"):
+        np.testing.assert_allclose(pd.read_csv(two / "history.csv")[column], pd.read_csv(one / "history.csv")[column], rtol=1e-4)
+    a, b = (read_json(f / "results.json")["phases"] for f in (one, two))
+    assert abs(a["test"]["cer"] - b["test"]["cer"]) <= 2 and a["train"]["n_reference"] == b["train"]["n_reference"], "evaluated by one process, on whole batches"
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    events = EventAccumulator(str(two / "tensorboard")).Reload()
+    assert [e.step for e in events.Scalars("val_loss")] == [0, 1, 2]
+    np.testing.assert_allclose([e.value for e in events.Scalars("val_loss")], pd.read_csv(two / "history.csv").val_loss, rtol=1e-5)
+
+
+def test_a_failing_process_ends_the_run_with_its_reason(tmp_path):
+    "What the processes said is in the message and in status.json, and none of them is left waiting for the others."
+    recipe = toy_recipe(toy_corpus(tmp_path / "corpus"), training__devices=2, **NO_CHANCE)
+    run = start_run("e99", recipe, tmp_path / "runs")
+    (run.folder / "recipe.json").write_text(json.dumps(override(recipe, {"data.corpus": "nowhere"}).to_dict()))
+    with pytest.raises(TrainingError, match="nowhere"): carry_out(run, print)
+    assert run.state == "failed" and "nowhere" in read_json(run.folder / "status.json")["error"]
+
+
+def test_several_machines_are_not_started_from_one(tmp_path):
+    toy_corpus(tmp_path / "corpus")
+    run = start_run("e99", toy_recipe(tmp_path / "corpus", training__nodes=2, **NO_CHANCE), tmp_path / "runs")
+    with pytest.raises(TrainingError, match="srun semgbook train"): carry_out(run, print)
+
+
+def test_a_share_is_weighted_by_what_it_has(tmp_path):
+    "Shares of every batch together are the batch, the last and uneven one too; weights average to one."
+    recipe = toy_recipe(toy_corpus(tmp_path / "corpus"), training__batch_size=4, **NO_CHANCE)
+    whole = load_data(recipe).train
+    for world in (2, 4):
+        shares = [load_data(recipe, place=Place(r, world)).train for r in range(world)]
+        assert {len(s) for s in shares} == {len(whole)}
+        for k, (batch, *parts) in enumerate(zip(whole, *shares)):
+            weights = [s.weight(k) for s in shares]
+            assert sum(weights) == pytest.approx(world)
+            real = [p.starts.tolist() for p, w in zip(parts, weights) if w]
+            assert sorted(sum(real, [])) == sorted(batch.starts.tolist())
+            assert [w * len(batch) / world for w in weights] == pytest.approx([len(p) if w else 0 for p, w in zip(parts, weights)])
+
+
+def test_places_come_from_whoever_started_the_processes():
+    recipe = override(preset("tds_embedded"), {"training.devices": 2})
+    assert find_place(recipe, {}) is None
+    assert find_place(recipe, {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}) == Place(1, 2, 1)
+    assert find_place(recipe, {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0"}) == Place(1, 2, 0)
+    assert find_place(recipe, {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}) is None, "a batch script is not a rank"
+    with pytest.raises(TrainingError, match="start 2"): find_place(recipe, {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_RANK": "0"})
+
+
+@pytest.mark.parametrize("changes, words", [({"training.devices": 3}, "batch_size = 8 does not divide among 3"), ({"training.loggers": ["csv", "tensorbord"]}, "tensorbord"), ({"training.loggers": []}, "keep it"), ({"training.devices": 0}, "above 0")])
+def test_recipes_that_cannot_be_spread_are_refused(changes, words):
+    with pytest.raises(RecipeError, match=words): override(preset("tds_embedded"), changes)
+
+
+def test_old_hashes_stay():
+    base = preset("tds_embedded")
+    values = base.to_dict()
+    for name in ("devices", "nodes", "loggers"): del values["training"][name]
+    assert stable_hash_of_old(values) == base.hash() != override(base, {"training.devices": 2}).hash()
+
+
+def stable_hash_of_old(values):
+    "The hash of a recipe as it was before it could be spread over devices: read it back, and hash it."
+    return recipe_from_dict(values).hash()
+
+
+# --- loggers and progress -----------------------------------------------------------------------
+
+def test_wandb_offline_keeps_the_rows(tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="the package wandb is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    folder = carried_out(toy_recipe(toy_corpus(tmp_path / "corpus"), training__loggers=["csv", "wandb"], **NO_CHANCE), tmp_path / "runs")
+    kept = list((folder / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert len(kept) == 1 and kept[0].stat().st_size > 0 and b"val_cer" in kept[0].read_bytes()
+
+
+def test_a_logger_without_its_package_is_refused_before_anything_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("semgbook.runs.find_spec", lambda name: None)
+    run = start_run("e99", toy_recipe(toy_corpus(tmp_path / "corpus"), training__loggers=["csv", "wandb"]), tmp_path / "runs")
+    with pytest.raises(TrainingError, match=r"semgbook\[loggers\]"): carry_out(run, print)
+    assert not (run.folder / "history.csv").exists()
+
+
+def test_status_tells_steps_and_time_left(tmp_path):
+    run, seen = start_run("e99", toy_recipe(toy_corpus(tmp_path / "corpus"), **NO_CHANCE), tmp_path / "runs"), []
+    carry_out(run, lambda line: seen.append((line, read_json(run.folder / "status.json"))))
+    assert [s["epoch"] for _, s in seen] == [1, 2, 3] and all(line.startswith(f"epoch {k + 1}/3") for k, (line, _) in enumerate(seen))
+    assert seen[0][1]["left_s"] > 0 and seen[2][1]["left_s"] == 0 and seen[0][1]["steps"] > 1
+    assert "left" in training_line(seen[0][1]) and training_line(seen[2][1]).count("█") == 16
