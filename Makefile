@@ -37,7 +37,7 @@ $(STAMP): constraints.txt settings.ini setup.py pyproject.toml
 
 book: $(STAMP) ## write the embedded corpus, run the small suite through papermill, leave reports/report.html
 	$(BIN)/semgbook synth embedded
-	$(BIN)/semgbook book smoke
+	$(BIN)/semgbook book smoke --resume
 
 test: $(STAMP) ## every test, every notebook among them
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)

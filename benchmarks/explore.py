@@ -1,6 +1,6 @@
 """How long a page with controls takes to follow a slider: in the Python process, and in a real browser until the picture has changed.
 
-    python benchmarks/explore.py [--moves 15] [--browser] [--presses 8]
+    python benchmarks/explore.py [--moves 15] [--browser] [--presses 6]
 
 Every slider of every page is moved `--moves` times; given are median and worst of the clock and of processor time, in milliseconds, from the
 change of the value until the message for the browser is made. With `--browser` the pages are opened in JupyterLab in Chromium, and an arrow key
@@ -96,7 +96,7 @@ def main():
     "Measure and write."
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--moves", type=int, default=15)
-    parser.add_argument("--presses", type=int, default=8)
+    parser.add_argument("--presses", type=int, default=6)
     parser.add_argument("--browser", action="store_true")
     args = parser.parse_args()
     found = {"machine": {"platform": platform.platform(), "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1)}, "moves": args.moves, "pages": {}}

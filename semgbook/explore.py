@@ -178,7 +178,7 @@ def envelope(
     return np.stack([np.minimum.reduceat(signal, cuts), np.maximum.reduceat(signal, cuts)], 1).reshape(2 * columns, *signal.shape[1:])
 
 # %% ../nbs/61_explore.ipynb #lanes
-COLUMNS = 300 # columns of the picture: what two cores redraw without being waited for
+COLUMNS = 240 # columns of the picture: what two cores redraw without being waited for
 
 
 def lanes(
@@ -242,7 +242,7 @@ def session_figure(
     "Keys, all electrodes and the spectrogram of one of them."
     rate, whole = session.rate_hz, whole_signal(session)
     start = round(min(max(now_s - seconds / 2, 0), max(session.n_samples / rate - seconds, 0)) * rate)
-    signal, front = whole[start:start + round(seconds * rate)], LogSpectrogram(hop=max(16, round(seconds * rate / 400)))
+    signal, front = whole[start:start + round(seconds * rate)], LogSpectrogram(hop=max(16, round(seconds * rate / 300)))
     band, number = electrode
     frames = front(torch.from_numpy(signal[None, :, band:band + 1, number:number + 1]))[0, :, 0, 0].numpy().T.round(2)  # (F, T')
     at, step = (start + front.n_fft / 2) / rate, front.hop / rate
@@ -336,17 +336,18 @@ def augmentation_bench(
     seconds: float = 4.0, # its length
 ) -> Panel:
     "Turn augmentations up and down and see what is left of a window."
-    front, rate = LogSpectrogram(), session.rate_hz
+    front, rate = LogSpectrogram(hop=32), session.rate_hz # as the recipes for the embedded corpus
     start = round(start_s * rate)
     signal = torch.from_numpy(read_signal(session, start, start + round(seconds * rate)))[None]
     plain = augmented(signal, AugmentSettings(), 0, front)
     def draw(electrode, number, **limits):
         settings = settings_of(**limits)
         now, fields = augmented(signal, settings, number, front), asdict(settings)
-        changes = {f"augment.{k}": v for k, v in fields.items() if v != asdict(AugmentSettings())[k]}
+        idle = [width for width, masks in (("time_width", "n_time_masks"), ("freq_width", "n_freq_masks")) if not fields[masks]]
+        changes = {f"augment.{k}": v for k, v in fields.items() if v != asdict(AugmentSettings())[k] and k not in idle}
         return [before_and_after(*zip(plain, now, strict=True), electrode, front.hop / rate, rate), f"<pre>overrides: {html.escape(json.dumps(changes))}</pre>"]
     bands = [(f"{('left', 'right')[b]} {c}", (b, c)) for b in (0, 1) for c in range(session.n_channels)]
-    return Panel(draw, dict(rotation=slider("rotation (electrodes)", 0, 0, 8, 1), jitter=slider("jitter (samples)", 0, 0, 400, 20), time_masks=slider("time masks", 0, 0, 8, 1), time_width=slider("their width (frames)", 25, 2, 100, 1),
+    return Panel(draw, dict(rotation=slider("rotation (electrodes)", 0, 0, 8, 1), jitter=slider("jitter (samples)", 0, 0, 400, 20), time_masks=slider("time masks", 0, 0, 8, 1), time_width=slider("their width (frames)", 12, 2, 60, 1),
                             freq_masks=slider("frequency masks", 0, 0, 8, 1), freq_width=slider("their width (bins)", 4, 2, 20, 1), gain=slider("gain (± share)", 0.0, 0.0, 0.9, 0.05),
                             noise_db=slider("noise (dB; 40: none)", 40, -10, 40, 2), electrode=menu("electrode", bands, (1, 4)), number=slider("random draw", 0, 0, 99, 1)))
 

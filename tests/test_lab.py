@@ -111,14 +111,13 @@ def settled(page):
 
 
 def push(page, label, key="ArrowRight", wait_s=60):
-    "Press an arrow key on the slider of that name; milliseconds until the picture has changed."
+    "Press an arrow key on the slider of that name; milliseconds until plotly has drawn a figure again."
     handle = page.locator(f".widget-inline-hbox:has(label:text-is('{label}')) .noUi-handle").first
     handle.focus()
     settled(page)
-    waiting = f"""() => {{ {SEEN}; const before = seen(); window.semgbookWait = new Promise((ok, no) => {{ let start = null;
-        document.addEventListener('keydown', () => {{ start = performance.now(); }}, {{once: true, capture: true}});
-        const look = () => {{ if (start !== null && seen() !== before) ok(performance.now() - start);
-                              else if (start !== null && performance.now() - start > {1000 * wait_s}) no(new Error('the picture did not change')); else setTimeout(look, 5); }}; look(); }}) }}"""
+    waiting = f"""() => {{ window.semgbookWait = new Promise((ok, no) => {{ let start = null;
+        document.addEventListener('keydown', () => {{ start = performance.now(); setTimeout(() => no(new Error('the figure was not drawn again')), {1000 * wait_s}); }}, {{once: true, capture: true}});
+        for (const e of document.querySelectorAll('.jp-OutputArea .js-plotly-plot')) e.once('plotly_afterplot', () => start !== null && ok(performance.now() - start)); }}) }}"""
     page.evaluate(waiting)
     page.keyboard.press(key)
     return page.evaluate("() => window.semgbookWait")

@@ -75,6 +75,6 @@ def test_make_targets_exist():
 
 def test_commands_would_be_refused():
     "The check above can fail: a verb, an option and a target that do not exist."
-    for words in (["train", "e00"], ["run", "e00", "--sead", "1"]):
+    for words in (["teach", "e00"], ["run", "e00", "--sead", "1"]):
         with pytest.raises(SystemExit):
             build_parser().parse_args(words)
