@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from scipy.signal import butter, decimate, oaconvolve, sosfilt
 from scipy.sparse import csr_array
 
@@ -448,27 +449,35 @@ def write_corpus(
         return list(pool.map(write, [(n, i) for n, (_, count, _) in enumerate(spec.users) for i in range(count)]))
 
 # %% ../nbs/12_synthetic.ipynb #write-once
+def _is_written(folder, key):
+    "Whether every file that the manifest of `folder` names is there."
+    if not (folder / "manifest.json").is_file():
+        if folder.exists() and any(folder.iterdir()): raise SimulatorError(f"{folder} holds files that the simulator did not write: choose another folder, or empty this one")
+        return False
+    manifest = json.loads((folder / "manifest.json").read_text())
+    return manifest["settings"] == key and all((folder / f).is_file() and (folder / f).stat().st_size == n for f, n in manifest["files"].items())
+
+
 def write_once(
     folder, # where the files shall be
     decided_by, # whatever decides their content
     write, # function of a folder that writes the files
 )->Path: # `folder`
-    "Keep a folder of made files: reused when its manifest agrees, else written beside it and put in its place."
-    folder, key, manifest = Path(folder), stable_hash(decided_by, 16), None
-    if (folder / "manifest.json").is_file(): manifest = json.loads((folder / "manifest.json").read_text())
-    elif folder.exists() and any(folder.iterdir()):
-        raise SimulatorError(f"{folder} holds files that the simulator did not write: choose another folder, or empty this one")
-    whole = lambda sizes: all((folder / f).is_file() and (folder / f).stat().st_size == n for f, n in sizes.items())
-    if manifest and manifest["settings"] == key and whole(manifest["files"]): return folder
-    fresh = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
-    fresh.mkdir(parents=True)
-    try:
-        write(fresh)
-        sizes = {f.name: f.stat().st_size for f in sorted(fresh.iterdir())}
-        atomic_write(fresh / "manifest.json", json.dumps(dict(settings=key, files=sizes), indent=1))
-        if folder.exists(): shutil.rmtree(folder)
-        os.replace(fresh, folder)
-    finally: shutil.rmtree(fresh, ignore_errors=True)
+    "Keep a folder of made files: reused when its manifest agrees, else written beside it, by one process, and put in its place."
+    folder, key = Path(folder), stable_hash(decided_by, 16)
+    if _is_written(folder, key): return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if _is_written(folder, key): return folder  # another process wrote it meanwhile
+        fresh = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+        fresh.mkdir()
+        try:
+            write(fresh)
+            sizes = {f.name: f.stat().st_size for f in sorted(fresh.iterdir())}
+            atomic_write(fresh / "manifest.json", json.dumps(dict(settings=key, files=sizes), indent=1))
+            if folder.exists(): shutil.rmtree(folder)
+            os.replace(fresh, folder)
+        finally: shutil.rmtree(fresh, ignore_errors=True)
     return folder
 
 # %% ../nbs/12_synthetic.ipynb #project-root

@@ -70,8 +70,9 @@ def jupyter_server(folder):
     with open(folder / "server.log", "w") as log:
         process = subprocess.Popen(command, env=env, cwd=folder, stdout=log, stderr=log, start_new_session=True)
     try:
-        for _ in range(600):
-            assert process.poll() is None, (folder / "server.log").read_text()
+        late = time.monotonic() + 300
+        while True:
+            assert process.poll() is None and time.monotonic() < late, (folder / "server.log").read_text()
             try: urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=5).read(); break
             except OSError: time.sleep(0.1)
         yield f"http://127.0.0.1:{port}"

@@ -1,6 +1,10 @@
 "The simulator: rhythm as in real logs, the same for the same seed, identical users without shift, files that read back."
 import gzip
 import json
+import multiprocessing
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +16,8 @@ from semgbook.repro import numpy_generator
 from semgbook.session import open_session, read_signal
 from semgbook.synthetic import (EMBEDDED, KEY_INDEX, LAYOUT, WORDS, CorpusSpec, SimulatorError, SimulatorSettings, Typing, TypingStyle, add_slips,
                                 draw_text, draw_user, electrode_gains, embedded_corpus, finger_events, key_truth, keys_of_text, muscle_drive, project_root,
-                                put_on_again, replay_log, simulate_one, simulate_session, spike_times, type_text, write_corpus, write_finger_csv)
+                                put_on_again, replay_log, simulate_one, simulate_session, spike_times, type_text, write_corpus, write_finger_csv,
+                                write_once)
 
 LOGS = ("2021-06-04-1622861066", "2021-07-22-1627004019")
 SUFFIX = "-keystrokes-dca-study@1-0efbe614-9ae6-4131-9192-4398359b4f5f.json"
@@ -197,7 +202,28 @@ def test_embedded_corpus_is_reused_repaired_and_replaced(tmp_path):
     assert open_session(first, check_signal=True).user == "ada"
     embedded_corpus(folder, CorpusSpec((("eve", 1, .05),)))
     assert sorted(p.name for p in folder.iterdir()) == ["eve-session0.hdf5", "manifest.json"]
-    assert [p.name for p in tmp_path.iterdir()] == ["c"]  # no temporary folder is left
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".c.lock", "c"]  # no temporary folder is left
+
+
+def _write_slowly(folder):  # a corpus that takes a while, as the embedded one does
+    time.sleep(0.5)
+    (folder / "a.txt").write_text("whole")
+    (folder.parent / f"written by {os.getpid()}").touch()
+
+
+def _write_and_read(folder):
+    write_once(folder, "settings", _write_slowly)
+    seen = set()
+    for _ in range(100):
+        seen.add((folder / "a.txt").read_text())
+        time.sleep(0.01)
+    return seen
+
+
+def test_processes_that_start_together_write_a_corpus_once_and_never_miss_it(tmp_path):
+    with ProcessPoolExecutor(3, multiprocessing.get_context("spawn")) as pool:
+        assert list(pool.map(_write_and_read, [tmp_path / "c"] * 3)) == [{"whole"}] * 3
+    assert len(list(tmp_path.glob("written by *"))) == 1
 
 
 def test_a_foreign_folder_is_not_touched(tmp_path):
@@ -210,7 +236,7 @@ def test_a_crash_leaves_the_old_corpus(tmp_path, monkeypatch):
     folder = embedded_corpus(tmp_path / "c", SMALL)
     monkeypatch.setattr("semgbook.synthetic.write_corpus", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError): embedded_corpus(folder, replace(SMALL, seed=9))
-    assert open_session(folder / "ada-session0.hdf5").user == "ada" and [p.name for p in tmp_path.iterdir()] == ["c"]
+    assert open_session(folder / "ada-session0.hdf5").user == "ada" and sorted(p.name for p in tmp_path.iterdir()) == [".c.lock", "c"]
 
 
 def test_embedded_spec_is_small_enough():
