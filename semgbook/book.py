@@ -558,7 +558,9 @@ def by_source(records: list,  # of RunRecord
     "The same runs, their start named by how it was made; methods of one name and different sources get two names."
     sources, seen = [source_of(r) for r in records], {}
     for r, source in zip(records, sources, strict=True): seen.setdefault(r.results["method"], set()).add(source)
-    return [replace(r, recipe=override(r.recipe, {"start": source}), results={**r.results, "method": r.results["method"] + (f" ({source})" if len(seen[r.results["method"]]) > 1 else "")})
+    short = {s: s.rpartition("-")[0] or s for s in sources}
+    named = {s: s if list(short.values()).count(name) > 1 else name for s, name in short.items()}  # two recipes of one name keep their hash
+    return [replace(r, recipe=override(r.recipe, {"start": source}), results={**r.results, "method": r.results["method"] + (f" ({named[source]})" if len(seen[r.results["method"]]) > 1 else "")})
             for r, source in zip(records, sources, strict=True)]
 
 # %% ../nbs/54_book.ipynb #build-report

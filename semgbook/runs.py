@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['OWNER', 'SWEPT_WINDOWS', 'LOGS', 'PROTOCOL', 'Run', 'run_name', 'read_json', 'run_state', 'write_status',
-           'planned_run', 'begun_from', 'start_run', 'counts_entry', 'phase_entry', 'without_key', 'window_results',
-           'texts_table', 'tune_decoder', 'evaluate', 'median_window', 'keep_example', 'probe_user', 'clock',
-           'training_line', 'epoch_line', 'LiveLine', 'TensorBoardLog', 'WandbLog', 'check_loggers', 'Progress',
-           'phases_of', 'results_of', 'alone', 'join_training', 'train_together', 'carry_out', 'RunRecord', 'read_run',
-           'list_runs', 'finished_runs', 'read_texts', 'runs_table', 'own_facts', 'methods_table', 'open_model']
+           'planned_run', 'begun_from', 'start_run', 'counts_entry', 'phase_entry', 'cer_words', 'without_key',
+           'window_results', 'texts_table', 'tune_decoder', 'evaluate', 'median_window', 'keep_example', 'probe_user',
+           'clock', 'training_line', 'epoch_line', 'LiveLine', 'TensorBoardLog', 'WandbLog', 'check_loggers',
+           'Progress', 'phases_of', 'results_of', 'alone', 'join_training', 'train_together', 'carry_out', 'RunRecord',
+           'read_run', 'list_runs', 'finished_runs', 'read_texts', 'runs_table', 'own_facts', 'methods_table',
+           'open_model']
 
 # %% ../nbs/53_runs.ipynb #d8cbd3e2
 import functools
@@ -170,6 +171,12 @@ def phase_entry(texts: list,  # of StretchResult: sessions, or windows in order
     macro, std = macro_cer(texts) if counts.n_reference else (None, None)
     return {**counts_entry(counts, loss), "low": interval.low, "high": interval.high, "interval_of": interval.unit, "macro": macro, "macro_std": std,
             "n_users": len({r.user for r in texts}), "n_sessions": len({r.session for r in texts})}
+
+
+def cer_words(entry: dict) -> str:  # of `phase_entry`
+    "A CER for a sentence, with its interval, or why there is none."
+    if entry["cer"] is None: return "no CER (nothing was typed)"
+    return f"CER {entry['cer']:.2f} % " + ("(too little text for an interval)" if entry["low"] is None else f"[{entry['low']:.2f}, {entry['high']:.2f}]")
 
 
 def without_key(texts: list,  # of StretchResult
@@ -392,8 +399,13 @@ class Progress:
         return {"epoch": len(ledger.history), "epochs": epochs, "step": done, "steps": steps, "loss": float(ledger.loss_sum) / max(ledger.n_batches, 1) if done else None,
                 "val_cer": ledger.best["val_cer"] if ledger.best else None, "left_s": round((1 - share) / pace, 1) if pace > 0 else None}
 
+    def begin(self):
+        "Say what became of the weights it starts from, if it starts from any."
+        if carried := read_json(self.run.folder / "carried.json", {}): (self.say or print)(carried["summary"])
+
     def step(self, ledger, done: int, steps: int):
         "After a batch."
+        if not self.began: self.begin()
         if (now := time.monotonic()) - self.told < self.every_s and self.began: return
         self.told, facts = now, self.facts(ledger, done, steps)
         write_status(self.run, "running", **facts); self.show(facts)

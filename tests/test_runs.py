@@ -1,6 +1,7 @@
 "Run folders: believed when done, recognised when not, the same after a kill."
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,11 +13,11 @@ import pytest
 import torch
 from toys import toy_corpus, toy_recipe
 
-from semgbook.metrics import count_errors_after_backspaces, count_errors_many, total_errors
+from semgbook.metrics import count_errors, count_errors_after_backspaces, count_errors_many, total_errors
 from semgbook.repro import atomic_write
 from semgbook.domain import fresh_probe, pool_features
 from semgbook.inference import readers_of, score_recalibrated
-from semgbook.runs import begun_from, carry_out, evaluate, list_runs, open_model, planned_run, probe_user, read_run, read_texts, run_state, runs_table, start_run
+from semgbook.runs import StretchResult, begun_from, carry_out, cer_words, evaluate, list_runs, open_model, phase_entry, planned_run, probe_user, read_run, read_texts, run_state, runs_table, start_run
 from semgbook.splits import SplitError
 from semgbook.training import build_model, load_data
 
@@ -112,7 +113,9 @@ def test_a_personal_run_begins_with_the_generic_one(corpus, finished, tmp_path):
     recipe = begun_from(asked, finished)
     assert recipe.start == finished.run_id and begun_from(toy_recipe(corpus), finished) == toy_recipe(corpus)
     shutil.copytree(finished.folder, tmp_path / finished.run_id)
-    results = carry_out(run := start_run("e98", recipe, tmp_path), lambda line: None)
+    said = []
+    results = carry_out(run := start_run("e98", recipe, tmp_path), said.append)
+    assert said[0].startswith("100 % of the weights come from ") and said[1].startswith("epoch 1/1") and len(said) == 2
     assert results["start"] == [finished.run_id] and not results["leaks"] and planned_run("e98", recipe, tmp_path).folder == run.folder
     with pytest.raises(ValueError, match="generic"): carry_out(start_run("e98", asked, tmp_path), lambda line: None)
 
@@ -234,3 +237,10 @@ def test_a_probe_that_cannot_be_is_written_down(tmp_path):
     "Two windows per user: the training is kept, and the results say why there is no number."
     probe = carry_out(start_run("e99", two_users(tmp_path / "corpus", seconds=8.0, val_fraction=0.5), tmp_path / "runs"), lambda line: None)["probe"]
     assert "rows" in probe["refused"] and probe["n_windows"] == 4 and "accuracy" not in probe
+
+
+def test_a_cer_is_said_with_its_interval_or_with_why_it_has_none():
+    said = lambda typed, read: cer_words(phase_entry([StretchResult("s", "u", typed, read, count_errors(typed, read))]))
+    assert said("rjr", "rj") == "CER 33.33 % (too little text for an interval)"
+    assert said("", "j") == "no CER (nothing was typed)"
+    assert re.fullmatch(r"CER 25\.00 % \[\d+\.\d\d, \d+\.\d\d\]", said("rjrk" * 100, "rjr" * 100))
