@@ -22,10 +22,13 @@ def synth(args):
 def convert(args):
     "Convert recordings of other wristbands into session files."
     from semgbook.composing import compose_corpus
+    from semgbook.corpora import RECORDINGS
+    from semgbook.repro import atomic_write
     from semgbook.wristbands import convert_kao, convert_myo
     if args.device == "composed": paths = [p for folder in args.paths for p in compose_corpus(Path(folder), Path(args.out), args.minutes, seed=args.seed)]
     elif args.device == "kao": paths = convert_kao([Path(p) for p in args.paths], Path(args.out), rest=not args.no_rest)
     else: paths = [p for folder in args.paths for p in convert_myo(Path(folder), Path(args.out))]
+    if args.recordings: atomic_write(Path(args.out) / RECORDINGS, args.recordings + "\n")
     for path in paths: print(path)
 
 
@@ -191,7 +194,8 @@ VERBS = {
     "synth": (synth, [_argument("corpus", nargs="?", default="embedded", help="embedded, fingers or users")]),
     "convert": (convert, [_argument("device", choices=["kao", "myo", "composed"]), _argument("paths", nargs="+", help="CSV files (kao) or folders (myo; composed: semi-real finger presses from Myo gestures)"),
                           _argument("--minutes", type=float, default=8.0, help="composed: length of each person's recording"), _argument("--seed", type=int, default=0, help="composed: of the events"),
-                          _argument("--out", required=True, help="folder for the session files"), _argument("--no-rest", action="store_true", help="leave the rest key out")]),
+                          _argument("--out", required=True, help="folder for the session files"), _argument("--no-rest", action="store_true", help="leave the rest key out"),
+                          _argument("--recordings", default="", metavar="WORDS", help="what they are, such as real or semi-real: stands beside every number made with them")]),
     "data": (data, [_argument("action", choices=["list", "fetch", "check"]), _argument("path", nargs="?", default="embedded", help="corpus name, or a folder to check"),
                     _argument("--root", default=None, help="folder of real data sets (data/raw)"), _argument("--user", action="append", default=[], help="only this one, where the publisher keeps them apart"),
                     _argument("--session", action="append", default=[], help="only this one, likewise"), _argument("--signal", action="store_true", help="check: read every sample too")]),

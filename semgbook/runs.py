@@ -37,7 +37,7 @@ from .encoders import encoder_facts, sketch
 from .inference import StretchResult, read_windows, readers_of, score_recalibrated, score_sessions, sweep_readers
 from .metrics import ErrorCounts, count_errors, count_errors_after_backspaces, count_errors_many
 from .recipes import Recipe, differences, override, recipe_from_dict
-from .corpora import corpus_folder
+from .corpora import corpus_folder, what_recordings
 from .repro import atomic_write, fingerprint, provenance, stable_hash
 from .session import RATE_HZ, list_sessions
 from .splits import Part
@@ -467,7 +467,7 @@ def results_of(run: Run, data: RunData, model, history: list, readers: dict) -> 
     users = {role: sorted({p.session.user for p in getattr(data.split, role)}) for role in ("train", "val", "test")}
     facts = {"run_id": run.run_id, "experiment": run.experiment, "recipe_name": run.recipe.name, "method": run.recipe.method, "seed": run.recipe.training.seed,
              "split": data.split.name, "users": users, "test_users_seen": bool(set(users["test"]) & set(users["train"])), "start": list(data.lineage.steps),
-             "leaks": list(data.leaks), "notes": list(data.split.notes), "protocol": PROTOCOL, "rate_hz": data.split.train[0].session.rate_hz, "parameters": count_parameters(model), "epochs": len(history), "steps": history[-1]["step"],
+             "leaks": list(data.leaks), "notes": list(data.split.notes), "recordings": what_recordings(run.recipe.data.corpus), "protocol": PROTOCOL, "rate_hz": data.split.train[0].session.rate_hz, "parameters": count_parameters(model), "epochs": len(history), "steps": history[-1]["step"],
              "best_epoch": min(history, key=lambda r: (r["val_cer"] if r["val_cer"] is not None else math.inf, r["val_loss"]))["epoch"]}
     rows = [{"phase": "test", "session": r.session, "user": r.user, **phase_entry([r])} for r in texts.get("test", [])]
     probe = probe_user(model, data)

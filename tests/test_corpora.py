@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 
 from semgbook import corpora
-from semgbook.corpora import (CORPORA, CorpusError, CorpusFile, CorpusSource, check_corpus, check_lines, corpus_folder, describe_corpora, digest_of, download,
-                              fetch, identify_file, list_bucket, progress_line, read_metadata, safe_path, unpack_safely, write_users, yaml_list)
+from semgbook.corpora import (CORPORA, RECORDINGS, CorpusError, CorpusFile, CorpusSource, check_corpus, check_lines, corpus_folder, describe_corpora, digest_of, download,
+                              fetch, identify_file, list_bucket, progress_line, read_metadata, safe_path, unpack_safely, what_recordings, write_users, yaml_list)
 from semgbook.session import DATASET, GROUP, list_sessions, open_corpus, open_session, read_signal, row_dtype, write_session
 from semgbook.splits import make_split
 from toys import toy_corpus
@@ -820,3 +820,17 @@ def test_real_headers_in_the_check(shared, tmp_path):
     assert table.keystrokes.tolist() == table.labels.tolist() == [4569, 4432] and table.usable.all() and set(table.user) == {"89335547"}
     assert "the header has no prompts, quality_check_tags, daq_sample_rate, daq_channels, duration_mins" in table.problems[0] and "keystrokes after the last sample" in table.problems[0]
     assert table.problems[1] == "" and table.samples[1] == 1_790_654 and table.minutes[1] == pytest.approx(14.92, abs=0.01)
+
+
+def test_what_recordings_are_is_said_by_a_person_the_corpus_its_sessions_or_nobody(tmp_path):
+    def folder(name, **attributes):
+        (tmp_path / name).mkdir()
+        return str(write(tmp_path / name / "a.hdf5", attributes=attributes).parent)
+    made, joined, unknown = folder("made", simulated="{}"), folder("joined", composed="{}"), folder("unknown")
+    assert [what_recordings(f) for f in (made, joined, unknown)] == ["simulated", "semi-real", "unstated"]
+    assert what_recordings(unknown, "real") == "real" and what_recordings("users") == what_recordings("embedded") == "simulated"
+    (tmp_path / "unknown" / RECORDINGS).write_text("real, at a desk\nmore about it\n")
+    assert what_recordings(unknown) == "real, at a desk" and what_recordings(unknown, "semi-real") == "semi-real"
+    write(tmp_path / "made" / "b.hdf5", attributes={"composed": "{}"})
+    assert what_recordings(made) == "semi-real and simulated"
+    with pytest.raises(FileNotFoundError, match="neither"): what_recordings("embeded")
