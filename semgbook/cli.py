@@ -221,7 +221,7 @@ VERBS = {
     "lab": (lab, [_argument("options", nargs="*", help="passed to JupyterLab")]),
 }
 
-
+# %% ../nbs/70_cli.ipynb #build-parser
 def build_parser() -> argparse.ArgumentParser:
     "The parser of all verbs."
     parser = argparse.ArgumentParser(prog="semgbook", description="An experiment book for decoding keystrokes from surface EMG.")

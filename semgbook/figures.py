@@ -697,15 +697,15 @@ def table_html(
 ) -> str:
     "A table with right-aligned numbers."
     table = table.reset_index() if any(table.index.names) else table
-    def cell(v):
+    def cell(v, label=False):
         if v is None or (isinstance(v, float) and np.isnan(v)) or v is pd.NA: return '<td class="n">–</td>'
         if isinstance(v, (bool, np.bool_)): return f"<td>{'yes' if v else 'no'}</td>"
         if isinstance(v, (int, np.integer)): return f'<td class="n">{v}</td>'
         if isinstance(v, (float, np.floating)): return f'<td class="n">{v:.2f}</td>'
-        return f"<td{' class=n' if _is_number(v) else ''}>{html.escape(str(v))}</td>"
+        return f"<td{' class=n' if _is_number(v) and not label else ''}>{html.escape(str(v))}</td>"
     numeric = [pd.api.types.is_numeric_dtype(d) and not pd.api.types.is_bool_dtype(d) or column.map(_is_number).all() for (_, column), d in zip(table.items(), table.dtypes, strict=True)]
     head = "".join(f"<th{' class=n' if n else ''}>{html.escape(str(c))}</th>" for c, n in zip(table.columns, numeric, strict=True))
-    body = "".join("<tr>" + "".join(map(cell, row)) + "</tr>" for row in table.astype(object).itertuples(index=False, name=None))
+    body = "".join("<tr>" + "".join(cell(v, not i and not numeric[0]) for i, v in enumerate(row)) + "</tr>" for row in table.astype(object).itertuples(index=False, name=None))
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 # %% ../nbs/60_figures.ipynb #text-html
