@@ -14,6 +14,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "nbs" / "_site"))
 import build  # noqa: E402
+from finish import finish_page  # noqa: E402
 from links import broken_links  # noqa: E402
 
 PAGE = [
@@ -23,6 +24,8 @@ PAGE = [
     ("code", "import plotly.graph_objects as go\nfrom IPython.display import Markdown"),
     ("markdown", "## Half\n\nBetween $0$ and $\\frac{1}{2}$; see `half`, [the front](index.ipynb) and [the licence](../LICENSE)."),
     ("code", "#| export\ndef half(x: float,  # any number\n         ) -> float:  # half of it\n    \"Half of a number.\"\n    secret_line = x / 2\n    return secret_line"),
+    ("code", "#| export\nimport os\n\ndef home(\n    places=os.environ,  # where to look\n    width: int = 2**4,  # noqa: B008\n):\n    \"A place.\"\n    return places"),
+    ("code", "#| export\nclass Lost(ValueError):\n    \"No such place.\"\n    field: int = 3  # how far, km"),
     ("code", "#| export\nTABLE = {'shown in full': 1}"),
     ("code", "#| hide\nhidden = 1"),
     ("code", "#| eval: false because it would stop the kernel\nraise SystemExit"),
@@ -71,6 +74,33 @@ def test_a_page_shows_what_a_reader_needs(site):
         assert text not in plain, text
     assert re.search(r'href="#half"', page), "a name in backticks leads to its signature"
     assert 'href="index.html"' in page and "LICENSE" not in page
+
+
+def test_a_signature_is_the_one_that_was_written(site):
+    "Defaults by name, never the value they have on the machine that builds (an environment, say); fields of a class; no word to a linter."
+    page = re.sub(r"<[^>]+>", "", html(site, "09_page"))
+    for text in ("places=os.environ,  # where to look", "width: int = 2**4,\n):", "class Lost(ValueError):\n    field: int = 3  # how far, km"):
+        assert text in page, text
+    assert "PATH" not in page and page.count("noqa") == 1, "only in the code that is folded away"
+
+
+def test_signatures():
+    "Decorators, a body on the same line, a constructor; a name the cell does not have."
+    cell = "@wraps\ndef one(x): return x\n\nclass Two:\n    'Doc.'\n    def __init__(self,\n                 n: int,  # how many\n                 ):\n        self.n = n\n"
+    assert build.signature(cell, "one") == "@wraps\ndef one(x):"
+    assert build.signature(cell, "Two") == "class Two:\n    def __init__(self,\n                 n: int,  # how many\n                 ):"
+    assert build.signature(cell, "three") == ""
+
+
+def test_finished_pages():
+    "Lines of code know how far in they begin and nothing of their text changes; outputs stay; figures open; only cells of many words get room."
+    block = '<div class="{}highlight-python notranslate"><div class="highlight"><pre><span></span><b>def</b> f():\n\n    <i>x</i>\n</pre></div></div>'
+    page = finish_page(block.format("") + block.format("output ") + '<td class="a">' + "word " * 9 + "</td><td>short</td>" + f'<img alt="x" src="../_images/{"0" * 64}.png" />')
+    assert re.findall(r"--in:(\d)", page) == ["0", "0", "4"]
+    plain = re.sub(r"<[^>]+>", "", page)
+    assert plain.startswith("def f():\n\n    x\n" * 2)
+    assert page.count("sg-words") == 1 and '<td class="sg-words a">' in page and f'<a class="sg-figure" href="../_images/{"0" * 64}.png"' in page
+    assert finish_page(page) == page
 
 
 def test_figures_travel_as_data(site):

@@ -3,6 +3,7 @@
 With Quarto on the PATH, `--quarto` renders the same executed pages with nbdev_docs. Give page names to build only those.
 """
 import argparse
+import ast
 import json
 import os
 import re
@@ -93,6 +94,28 @@ def plain(source):
     return "\n".join(line for line in source.splitlines() if not line.lstrip().startswith("#|")).strip("\n")
 
 
+def signature(source, name):
+    """How a function or class of a cell begins, as its author wrote it; empty where the cell has none of that name.
+
+    nbdev writes defaults as values: the words of a vocabulary, the environment variables of whoever builds the site. And a class has its fields, with their comments."""
+    node = next((n for n in ast.parse(source).body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name == name), None)
+    if node is None:
+        return ""
+    lines = source.splitlines()
+
+    def header(n):
+        first, body = min([n, *n.decorator_list], key=lambda part: part.lineno).lineno - 1, n.body[0]
+        same_line = [lines[body.lineno - 1].encode()[:body.col_offset].decode()] if body.lineno - 1 >= first else []
+        return "\n".join(lines[first:body.lineno - 1] + same_line).rstrip()
+
+    parts = [header(node)]
+    if isinstance(node, ast.ClassDef):
+        fields = [n for n in node.body if isinstance(n, ast.AnnAssign)]
+        makers = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
+        parts += ["\n".join(lines[n.lineno - 1:n.end_lineno]) for n in fields] or [header(n) for n in makers]
+    return re.sub(r"[ \t]*# noqa\b[^\n]*", "", "\n".join(parts))
+
+
 def prepared(pages):
     "Copies for nbdev: an exporting cell with nothing public to list (a table, a private helper) shows its source instead."
     for path in pages:
@@ -157,7 +180,8 @@ class Neutral:
                 parts[n] = re.sub(r"\[(`[^`]*`)\]\(https?:[^)]*\)", lambda m: m[1].strip("`"), part)
             else:
                 part = re.sub(r"\[([^\]]+)\]\(" + re.escape(self.host) + r"([^)]*)\)", public, part)
-                parts[n] = re.sub(r"(?<!!)\[([^\]]+)\]\(((?:\.\./|[\w/.-]+\.(?:ipynb|md|cff))[^)\s]*)\)", relative, part)
+                part = re.sub(r"(?<!!)\[([^\]]+)\]\(((?:\.\./|[\w/.-]+\.(?:ipynb|md|cff))[^)\s]*)\)", relative, part)
+                parts[n] = re.sub(r"(`[^`]*`)|(?<=\s)->(?=\s)", lambda m: m[1] or "→", part)
         return "".join(parts)
 
     def anchors(self):
@@ -199,7 +223,11 @@ class Neutral:
         "A signature as nbdev prints it, with the code behind it folded away."
         text = "".join("".join(o.get("data", {}).get("text/markdown", "")) for o in cell["outputs"])
         text = re.sub(r"^---\s*$|^\[source\]\(.*$", "", text, flags=re.M)
+        text = re.sub(r"^### (\w+)$", r"### `\1`", text, flags=re.M)
         shown = re.search(r"show_doc\((\w+)", source)
+        written = signature(sources[shown[1]], shown[1]) if shown and shown[1] in sources else ""
+        if written:
+            text = re.sub(r"^```python\n.*?^```$", lambda _: f"```python\n{written}\n```", text, count=1, flags=re.M | re.S)
         folded = [code_cell(sources[shown[1]], tags=["hide-input"])] if shown and shown[1] in sources else []
         return [markdown(self.links(text.strip(), page)), *folded]
 
@@ -310,7 +338,9 @@ def render():
     done = subprocess.run([sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q", "-c", HERE, PAGES, made])
     if done.returncode:
         sys.exit("the pages were not rendered: each line above says where")
+    from finish import finish_pages
     from links import broken_links
+    finish_pages(made)
     broken = broken_links(made)
     if broken:
         sys.exit("links that lead nowhere:\n" + "\n".join(broken))

@@ -29,8 +29,9 @@ html_title = f"{project} {release}"
 html_static_path = [str(here.parents[1] / "_pages" / "_static")]
 html_css_files = ["semgbook.css"]
 html_js_files = ["sg-plotly.js"]
+html_context = {"default_mode": "auto"}
 html_show_sourcelink = html_copy_source = False
-html_sidebars = {page: [] for page in ("index", "architecture", "decisions", "report", "contributing", "changelog", "data", "reports")}
+html_sidebars = {page: [] for page in ("index", "architecture", "decisions", "glossary", "report", "contributing", "changelog", "data", "reports")}
 html_theme_options = {
     "logo": {"text": project},
     "navbar_end": ["theme-switcher"],
