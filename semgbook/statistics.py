@@ -404,11 +404,11 @@ def holm(
 
 def comparison_table(
     comparisons: list,   # of Comparison
-) -> pd.DataFrame:       # ready to show: texts, except p-values and counts
+) -> pd.DataFrame:       # ready to show: texts, except counts
     "One row per pair: both rates and the difference with intervals, p-values, and what was drawn."
     show = lambda value, ends, sign="": f"{value:{sign}.2f} [{ends[0]:{sign}.2f}, {ends[1]:{sign}.2f}]"
     rows = [{"A": c.a, "B": c.b, "CER A (%)": show(c.cer_a, c.interval_a), "CER B (%)": show(c.cer_b, c.interval_b),
-             "B − A (points)": show(c.difference, (c.low, c.high), "+"), "p": c.p_value, "p (Holm)": corrected, "N": c.n_characters,
+             "B − A (points)": show(c.difference, (c.low, c.high), "+"), "p": f"{c.p_value:.2g}", "p (Holm)": f"{corrected:.2g}", "N": c.n_characters,
              "drawn": f"{c.n_units:,} {c.unit}{' and seeds' if c.both else ''}"}
             for c, corrected in zip(comparisons, holm([c.p_value for c in comparisons]), strict=True)]
     return pd.DataFrame(rows)

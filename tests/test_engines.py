@@ -1,4 +1,6 @@
-"Engines: slots, bad ends, nothing left behind; a lost machine of a cluster; one run on two devices."
+"Engines: slots, bad ends, nothing left behind; suites and lost machines on a cluster; one run on two devices."
+import inspect
+import io
 import json
 import os
 import signal
@@ -9,12 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
+import torch
 from toys import toy_corpus, toy_recipe
 
-from semgbook.engines import EngineError, Ended, Job, LocalEngine, RayEngine, family_of, make_engine, work_on
+from semgbook.engines import Ended, Engine, EngineError, Job, LocalEngine, RayEngine, family_of, make_engine, work_on
 from semgbook.recipes import RecipeError, override, preset, recipe_from_dict
-from semgbook.runs import carry_out, training_line, read_json, start_run
+from semgbook.runs import carry_out, read_json, run_state, start_run, training_line
+from semgbook.suites import PlainView, job_of, plan_suite, run_suite
 from semgbook.training import Place, TrainingError, find_place, load_data
 
 TOY = '''
@@ -120,6 +125,18 @@ def test_stop_leaves_no_process_behind(tmp_path, toys, words, code):
     assert process.family() == [] and process.process.returncode == code and engine.ended() == []
 
 
+def test_a_job_hears_an_interrupt_though_its_starter_is_deaf(tmp_path, toys):
+    "What Ray starts has the interrupt blocked, and so would a job of it."
+    engine, job = engine_for(tmp_path), toys("job", 300)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try: engine.submit(job)
+    finally: signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    process = engine.running["job"].process
+    wait_for(lambda: marks(job.log))
+    engine.stop()
+    assert process.returncode == 130 and "interrupted" in job.log.read_text()
+
+
 def test_the_family_of_a_killed_job_is_ended(tmp_path, toys):
     engine, job = engine_for(tmp_path), toys("job", 300, "child")
     engine.submit(job)
@@ -179,6 +196,33 @@ def test_a_machine_without_the_shared_disk_refuses(tmp_path, toys):
     assert work_on(job, "toy", tmp_path, 0).code == 2 and not job.log.exists()
 
 
+def test_an_interrupt_while_a_job_is_started_leaves_nobody(tmp_path, toys, monkeypatch):
+    "The process is there already, and whoever started it has not yet been told."
+    marks_seen, popen = [], subprocess.Popen
+
+    def interrupted(*words, env, **options):
+        marks_seen.append(env["SEMGBOOK_JOB"])
+        popen(*words, env=env, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("semgbook.engines.subprocess.Popen", interrupted)
+    job, engine = toys("job", 300), engine_for(tmp_path)
+    job.log.touch()
+    with pytest.raises(KeyboardInterrupt): work_on(job, "toy", tmp_path, 0)
+    with pytest.raises(KeyboardInterrupt): engine.submit(job)
+    assert len(family_of(marks_seen[1])) == 1, "what is to be ended is there"
+    engine.stop()
+    assert len(marks_seen) == 2 and not any(map(family_of, marks_seen))
+
+
+@pytest.mark.parametrize("engine", [LocalEngine, RayEngine])
+def test_an_engine_can_do_what_a_suite_asks(engine):
+    "The words of the protocol, with its parameters and defaults."
+    for name in ("submit", "ended", "stop"):
+        asked, given = ([(p.name, p.default) for p in inspect.signature(getattr(kind, name)).parameters.values()] for kind in (Engine, engine))
+        assert given == asked, name
+
+
 def test_ray_that_is_not_there_is_refused_with_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(EngineError, match=r"semgbook\[cluster\]"): make_engine("ray")
@@ -197,41 +241,57 @@ print("end", flush=True)
 '''
 
 
-@pytest.fixture
-def two_machines():
-    "A Ray cluster of a head without cores; the function adds a machine with one core."
+TOO_BUSY = "this machine is too busy for Ray: its processes did not start within the 15 s that Ray gives them"
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    "A Ray cluster of a head without cores, for all tests of this file."
     pytest.importorskip("ray", reason="the package ray is not installed")
     from ray.cluster_utils import Cluster
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    cluster = None
+    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_worker_niceness"): os.environ.setdefault(name, "0")
+    made = None
     try:
-        cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=0, include_dashboard=False))
-        yield cluster
-    except Exception as error:
-        if "timed out during startup" not in str(error): raise
-        pytest.skip("this machine is too busy for Ray: its processes did not start within the 15 s that Ray gives them")
+        try: made = Cluster(initialize_head=True, head_node_args=dict(num_cpus=0, include_dashboard=False))
+        except Exception as error:
+            if "timed out during startup" not in str(error): raise
+            pytest.skip(TOO_BUSY)
+        yield made
     finally:
-        if cluster: cluster.shutdown()
+        if made: made.shutdown()
 
 
-def add_machine(cluster):
-    "One more machine with one core; skips where Ray is too slow to start."
-    try: return cluster.add_node(num_cpus=1)
+def add_machine(cluster, **has):
+    "One more machine, of two cores that share a GPU; skips where Ray is too slow to start. Nothing needs the GPU, Ray only counts it."
+    try: return cluster.add_node(**{"num_cpus": 2, "num_gpus": 1, **has})
     except Exception as error:
         if "timed out during startup" not in str(error): raise
-        pytest.skip("this machine is too busy for Ray: its processes did not start within the 15 s that Ray gives them")
+        pytest.skip(TOO_BUSY)
 
 
-def test_a_lost_machine_costs_a_step_and_not_the_job(two_machines, tmp_path):
+@pytest.fixture
+def one_machine(cluster):
+    "The cluster with one machine beside the head, whatever an earlier test has left."
+    for more in list(cluster.worker_nodes)[1:]: cluster.remove_node(more, allow_graceful=False)
+    if not cluster.worker_nodes: add_machine(cluster)
+    return cluster
+
+
+def only_machine(cluster):
+    machine, = cluster.worker_nodes
+    return machine
+
+
+def test_a_lost_machine_costs_a_step_and_not_the_job(one_machine, tmp_path):
     "The machine is lost in the middle of the job; the other one goes on from what was kept, and no process of the first is left."
     (tmp_path / "steps.py").write_text(STEPS)
-    first, log, kept = add_machine(two_machines), tmp_path / "job.log", tmp_path / "kept"
-    engine = RayEngine(two_machines.address, module="steps", cwd=tmp_path)
-    with pytest.raises(EngineError, match="2 cores"): engine.submit(Job("wide", (1,), tmp_path / "wide.log", cpus=2))
+    first, log, kept = only_machine(one_machine), tmp_path / "job.log", tmp_path / "kept"
+    engine = RayEngine(one_machine.address, module="steps", cwd=tmp_path)
+    with pytest.raises(EngineError, match="3 cores"): engine.submit(Job("wide", (1,), tmp_path / "wide.log", cpus=3))
     engine.submit(Job("job", (kept,), log))
     wait_for(lambda: kept.exists() and int(kept.read_text() or 0) >= 3, 120)
-    add_machine(two_machines)
-    two_machines.remove_node(first, allow_graceful=False)
+    add_machine(one_machine)
+    one_machine.remove_node(first, allow_graceful=False)
     starts = lambda: [int(line.split()[1]) for line in log.read_text().splitlines() if line.startswith("from")]
     wait_for(lambda: len(starts()) == 2, 120)
     (tmp_path / "enough").touch()
@@ -242,6 +302,79 @@ def test_a_lost_machine_costs_a_step_and_not_the_job(two_machines, tmp_path):
     assert collect(engine, 1, 120)["bad"].code == 1, "a job that fails by itself is not started again"
     assert (tmp_path / "bad.log").read_text().count("from") == 1
     engine.stop()
+
+
+def test_both_engines_answer_alike(one_machine, tmp_path, toys):
+    "Slots, GPUs, a name given once, an end told once, and a GPU that the job is shown; a cluster that grows has more of both."
+    row, = plan_suite(toy_suite(tmp_path, {}), tmp_path / "runs")
+    for engine in (LocalEngine(1, (0,), "toy", tmp_path), RayEngine(one_machine.address, module="toy", cwd=tmp_path)):
+        kind = type(engine).__name__
+        assert isinstance(engine, Engine) and (engine.slots, engine.gpus) == (1, ("0",)), kind
+        assert job_of(row, engine).gpus == 1, "a recipe that leaves the device open gets a GPU where there is one"
+        job = toys(kind, 5, gpus=1)
+        engine.submit(job)
+        with pytest.raises(EngineError, match="already"): engine.submit(job)
+        with pytest.raises(EngineError, match="9 GPUs"): engine.submit(toys("greedy", 1, gpus=9))
+        assert collect(engine, 1, 120) == {kind: Ended(kind, 0)} and engine.ended() == [], kind
+        assert marks(job.log)[0][3] == "0", kind
+        if kind == "RayEngine":
+            more = add_machine(one_machine, num_gpus=2)
+            wait_for(lambda: engine.slots == 3 and engine.gpus == ("0", "1", "2"))  # noqa: B023
+            one_machine.remove_node(more)
+        engine.stop()
+
+
+TINY = {"name": "toy", "data.users": [], "data.window_s": 2.0, "training.epochs": 3, "training.batch_size": 4, "encoder": "norm mlp(features=16) tds:1(channels=4,kernel=8)",
+        "augment.alignment_jitter": 10, "augment.rotation": 1, "optimiser.lr": 0.01, "optimiser.warmup": 0.2, "blank_bias": 2.0}
+
+
+def toy_suite(tmp_path, *changes):
+    "A suite with an entry for each set of changes of a tiny recipe; its file."
+    corpus, path = toy_corpus(tmp_path / "corpus"), tmp_path / "toy.json"
+    path.write_text(json.dumps([["e00", {"corpus": str(corpus), "overrides": json.dumps({**TINY, **more})}] for more in changes]))
+    return path
+
+
+def starts(row): return (row.folder / "log.txt").read_text().count("--- ")
+
+
+def test_a_suite_on_a_cluster(one_machine, tmp_path):
+    "One run goes through and one fails with its traceback; called again, what is done is skipped and what failed is tried once more."
+    path, root = toy_suite(tmp_path, {}, {"data.window_s": 1000.0}), tmp_path / "runs"
+    for resume, tried in ((False, 1), (False, 1), (True, 2)):
+        said = io.StringIO()
+        good, bad = run_suite(path, root, resume, RayEngine(one_machine.address), PlainView(said))
+        status = read_json(bad.folder / "status.json")
+        assert (good.state, bad.state) == ("done", "failed"), said.getvalue()
+        assert (starts(good), starts(bad)) == (1, tried), "begun so many times in all"
+        assert status["state"] == "failed" and "Traceback" in status["traceback"] and status["error"].strip().splitlines()[-1] == bad.note
+        assert f"done        {good.name}" not in said.getvalue() or starts(bad) == 1 and not resume
+        assert f"failed      {bad.name}" in said.getvalue() and "1 failed, 1 done" in said.getvalue()
+    assert (good.folder / "notebook.ipynb").exists() and (good.folder / "results.json").exists() and not (bad.folder / "results.json").exists()
+
+
+def test_a_stopped_cluster_leaves_a_run_that_goes_on(one_machine, tmp_path):
+    "Stopped in the middle of a run: nobody works on it, every file of it is whole, and it ends like one that was left alone."
+    path, root = toy_suite(tmp_path, {"training.epochs": 100}), tmp_path / "runs"
+    row, = plan_suite(path, root)
+    engine = RayEngine(one_machine.address)
+    engine.submit(job_of(row, engine))
+    wait_for(lambda: read_json(row.folder / "status.json", {}).get("epoch", 0) >= 3, 120)
+    worker = read_json(row.folder / "status.json")["pid"]
+    engine.stop()
+    status, history = read_json(row.folder / "status.json"), pd.read_csv(row.folder / "history.csv")
+    assert status["state"] == "interrupted" == row.look().state and 3 <= len(history) < 100
+    assert not psutil.pid_exists(worker) and not list(root.glob(".e*")), "neither a kernel nor a draft is left"
+    assert {p.name for p in row.folder.iterdir()} <= {"recipe.json", "status.json", "history.csv", "last.ckpt", "model.safetensors", "log.txt"}, "nothing half-written"
+    kept = torch.load(row.folder / "last.ckpt", weights_only=True)
+    assert len(kept["ledger"]["history"]) - len(history) in (0, 1), "a checkpoint comes before its row"
+
+    row, = run_suite(path, root, True, RayEngine(one_machine.address), PlainView(said := io.StringIO()))
+    assert row.state == "done" and starts(row) == 2, said.getvalue()
+    after = pd.read_csv(row.folder / "history.csv")
+    assert len(after) == 100 and after.iloc[:len(history)].seconds.tolist() == history.seconds.tolist(), "the first epochs are those from before, to their very duration"
+    undisturbed = carry_out(start_run("e00", row.runs[0].recipe, tmp_path / "undisturbed"), lambda line: None)
+    assert read_json(row.folder / "results.json") == undisturbed and undisturbed["phases"]["test"]["cer"] < 100
 
 # --- one run on several devices -----------------------------------------------------------------
 
@@ -269,6 +402,31 @@ def test_two_processes_train_as_one_does(tmp_path):
     events = EventAccumulator(str(two / "tensorboard")).Reload()
     assert [e.step for e in events.Scalars("val_loss")] == [0, 1, 2]
     np.testing.assert_allclose([e.value for e in events.Scalars("val_loss")], pd.read_csv(two / "history.csv").val_loss, rtol=1e-5)
+
+
+def test_two_processes_killed_and_resumed_end_as_if_undisturbed(tmp_path):
+    "The process group of the one that was started is killed; those that it started end by themselves, and the next call goes on from their checkpoint."
+    toy_corpus(tmp_path / "corpus")
+    recipe = toy_recipe(tmp_path / "corpus", training__devices=2, training__device="cpu", training__epochs=12, optimiser__lr=0.01, optimiser__warmup=0.2, blank_bias=2.0)
+    run, undisturbed = start_run("e99", recipe, tmp_path / "runs"), tmp_path / "undisturbed"
+    command = [sys.executable, "-c", "import sys; from pathlib import Path; from semgbook.recipes import recipe_from_dict; from semgbook.runs import carry_out, read_json, start_run\n"
+               "folder = Path(sys.argv[1]); carry_out(start_run('e99', recipe_from_dict(read_json(folder / 'recipe.json')), folder.parent), print)", str(run.folder)]
+    driver = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
+    wait_for(lambda: (run.folder / "last.ckpt").exists() or driver.poll() is not None, 180)
+    ranks = psutil.Process(driver.pid).children()
+    assert len(ranks) == 2
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    assert not psutil.wait_procs(ranks, timeout=10)[1], "no process trains for nobody"
+    kept = torch.load(run.folder / "last.ckpt", weights_only=True)["ledger"]["history"]
+    assert run_state(run.folder) == "interrupted" and 1 <= len(kept) < 12
+
+    lines = []
+    results, undisturbed = carry_out(run, lines.append), carried_out(recipe, undisturbed)
+    told, expected = pd.read_csv(run.folder / "history.csv"), pd.read_csv(undisturbed / "history.csv")
+    assert told.seconds[:len(kept)].tolist() == [row["seconds"] for row in kept], "continued, not begun again"
+    pd.testing.assert_frame_equal(told.drop(columns="seconds"), expected.drop(columns="seconds"), check_exact=True)
+    assert results == read_json(undisturbed / "results.json") and results["phases"]["test"]["cer"] < 100 and not (run.folder / "last.ckpt").exists()
 
 
 def test_a_failing_process_ends_the_run_with_its_reason(tmp_path):
@@ -329,12 +487,30 @@ def stable_hash_of_old(values):
 
 # --- loggers and progress -----------------------------------------------------------------------
 
+def wandb_rows(path):
+    "The rows in an offline file: 7 bytes of header, then records as in a LevelDB log, parts of at most a block of 32 KiB, each a message of wandb's own."
+    from wandb.proto.wandb_internal_pb2 import Record
+    data, at, parts, rows = path.read_bytes(), 7, b"", []
+    assert data[:4] == b":W&B"
+    while at < len(data):
+        if (room := 32768 - at % 32768) < 7: at += room; continue
+        size, kind = int.from_bytes(data[at + 4:at + 6], "little"), data[at + 6]
+        parts, at = parts + data[at + 7:at + 7 + size], at + 7 + size
+        if kind not in (1, 4): continue  # neither whole nor the last part
+        record, parts = Record.FromString(parts), b""
+        if record.HasField("history"): rows.append({item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item})
+    return rows
+
+
 def test_wandb_offline_keeps_the_rows(tmp_path, monkeypatch):
     pytest.importorskip("wandb", reason="the package wandb is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
     folder = carried_out(toy_recipe(toy_corpus(tmp_path / "corpus"), training__loggers=["csv", "wandb"], **NO_CHANCE), tmp_path / "runs")
-    kept = list((folder / "wandb").glob("offline-run-*/run-*.wandb"))
-    assert len(kept) == 1 and kept[0].stat().st_size > 0 and b"val_cer" in kept[0].read_bytes()
+    kept, = (folder / "wandb").glob("offline-run-*/run-*.wandb")
+    rows = wandb_rows(kept)
+    history = pd.read_csv(folder / "history.csv")
+    assert [row["_step"] for row in rows] == history.epoch.tolist() == [0, 1, 2]
+    for column in history: assert [row.get(column) for row in rows] == [None if pd.isna(v) else pytest.approx(v) for v in history[column]], column
 
 
 def test_a_logger_without_its_package_is_refused_before_anything_is_read(tmp_path, monkeypatch):

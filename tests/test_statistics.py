@@ -379,7 +379,7 @@ def test_table_is_ready_to_show():
     a = runs(rng, 0.2)
     rows = [compare(a, runs(rng, rate), names=("A", name)) for name, rate in (("B", 0.2), ("C", 0.1))] + [compare_seeds({0: 1.0, 1: 2.0}, {0: 2.0, 1: 4.0})]
     table = comparison_table(rows)
-    assert table["p (Holm)"].tolist() == holm([c.p_value for c in rows]).tolist() and table["B"].tolist() == ["B", "C", "B"]
+    assert table["p (Holm)"].tolist() == [f"{p:.2g}" for p in holm([c.p_value for c in rows])] and table["B"].tolist() == ["B", "C", "B"]
     assert table.loc[0, "drawn"] == "6 sessions" and table.loc[1, "B − A (points)"].startswith(f"{rows[1].difference:+.2f} [")
     assert len(comparison_table([])) == 0
 

@@ -1,23 +1,30 @@
 "Suites survive: nothing is done twice, one failure stays alone, and after a kill at any moment the results are the same."
+import html
 import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import nbformat
 import pytest
+from IPython.core.displaypub import CapturingDisplayPublisher
+from IPython.core.interactiveshell import InteractiveShell
+from nbclient import NotebookClient
 from toys import toy_corpus
+from traitlets.config import Config
 
 from semgbook.book import EXPERIMENTS, HYBRID_GROUPS, KAO_TABLES, SUITES, BookError, execute, get_suite, planned_runs, run_experiment
 from semgbook.cli import main
 from semgbook.engines import Ended, EngineError, LocalEngine
 from semgbook.recipes import HYBRIDS, preset, requested
 from semgbook.runs import carry_out, read_json, run_state, start_run, write_status
-from semgbook.suites import (PlainView, SuiteRow, TerminalView, clean_drafts, experiments_read, job_of, plan_suite, remedy, run_suite, stale_comparisons, suite_lines, time_left)
+from semgbook.suites import (NotebookView, PlainView, SuiteRow, SuiteWork, TerminalView, clean_drafts, experiments_read, job_of, plan_suite, remedy, run_suite, stale_comparisons, suite_html, suite_lines, time_left)
 
 SMALL = {"name": "toy", "data.users": [], "data.window_s": 2.0, "training.epochs": 16, "training.batch_size": 4, "encoder": "norm mlp(features=16) tds:1(channels=4,kernel=8)",
          "augment.alignment_jitter": 10, "augment.rotation": 1, "optimiser.lr": 0.01, "optimiser.warmup": 0.1, "blank_bias": 2.0}
@@ -50,6 +57,8 @@ class Recorder(PlainView):
 
 class Stub:
     "Carries out no run: ends jobs one by one, the last started first, and leaves the files of a run that went as told."
+
+    gpus = ()
 
     def __init__(self, slots=1, fates=None): self.slots, self.fates, self.running, self.started, self.together, self.stopped = slots, fates or {}, [], [], [], False
 
@@ -285,6 +294,75 @@ def test_a_terminal_table_is_redrawn_in_place_and_a_file_gets_lines():
     PlainView(log).table(lambda h, w: ["a"])
     PlainView(log).table(lambda h, w: ["b"], last=True)
     assert log.getvalue() == "done\nb\n"
+
+
+@pytest.fixture
+def suite_in_between(suite, corpus, tmp_path):
+    "The rows of a suite of which one run is done, one fails, one runs and two wait."
+    rows = plan_suite(suite(*(entry(corpus, s) for s in range(5))), tmp_path)
+    for row in rows[:3]: row.folder.mkdir(parents=True)
+    (rows[0].folder / "results.json").write_text('{"phases": {"test": {"cer": 12.5}}}')
+    (rows[0].folder / "notebook.ipynb").write_text('{"metadata": {}}')
+    write_status(rows[1].runs[0], "failed", error="ValueError: a <window> is longer than its session & more")
+    write_status(rows[2].runs[0], "running", epoch=3, epochs=16, val_cer=44.0, left_s=120.0)
+    for row in rows: row.look()
+    rows[0].took, rows[2].seconds = 100.0, 20.0
+    return rows
+
+
+def cells(page): return [re.sub(r"\s+", " ", html.unescape(re.sub("<[^>]*>", " ", row))).strip() for row in re.findall("<tr>(.*?)</tr>", page)]
+
+
+def test_the_table_of_a_notebook_has_all_rows(suite_in_between):
+    rows = suite_in_between
+    page = suite_html("toy & co", rows, 100.0, time_left(rows, rows[3:], 1))
+    assert "toy &amp; co: 5 runs, 1 running, 1 failed, 2 waiting, 1 done · 2 min, about 6 min left" in page and "<window>" not in page
+    listed = cells(page)
+    assert [line.split()[0] for line in listed] == ["running", "failed", "waits", "waits", "done"]
+    for line, row, words in zip(listed, (rows[k] for k in (2, 1, 3, 4, 0)), ("epoch 3/16, best val CER 44.0 % · 20 s · about 2 min left", "a <window> is longer than its session & more", "", "", "test CER 12.50 % · 2 min"), strict=True):
+        assert line.split()[1] == row.name and line.endswith(words), line
+    short = cells(suite_html("toy", rows * 30, 1.0, None, most=20))
+    assert len(short) == 21 and short[-1] == "... and 130 more"
+
+
+def test_a_notebook_has_one_table_however_often_it_changes(suite_in_between, monkeypatch):
+    "A run goes on epoch by epoch: one message shows the table, every other one replaces it."
+    rows, view, clock = suite_in_between, NotebookView(), [1000.0]
+    shell = InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}))
+    monkeypatch.setattr(shell, "display_pub", CapturingDisplayPublisher())
+    monkeypatch.setattr("semgbook.suites.time", SimpleNamespace(time=time.time, monotonic=lambda: clock[0]))
+    try:
+        work = SuiteWork("toy", rows, Stub(), view=view)
+        for epoch in range(4, 17):
+            write_status(rows[2].runs[0], "running", epoch=epoch, epochs=16, left_s=25.0 * (16 - epoch))
+            view.event(f"event <{epoch}>")
+            for _ in range(3):
+                clock[0] += 0.5
+                view.table(work.draw)
+        view.table(work.draw, last=True)
+        messages = shell.display_pub.outputs
+    finally: InteractiveShell.clear_instance()
+    assert [m["update"] for m in messages] == [False] + [True] * (len(messages) - 1) and 13 <= len(messages) <= 21, "at most one in a second"
+    assert len({m["transient"]["display_id"] for m in messages}) == 1
+    pages = [m["data"]["text/html"] for m in messages]
+    seen = [int(re.search(r"epoch (\d+)/16", cells(page)[0])[1]) for page in pages]
+    assert seen == sorted(seen) and set(seen) == set(range(4, 17)) and "about 5 min left" in cells(pages[0])[0] and "about 0 s left" in cells(pages[-1])[0]
+    assert "event &lt;16&gt;" in pages[-1] and "event &lt;8&gt;" not in pages[-1] and max(map(len, pages)) < 3 * len(pages[0]), "the last eight events, no more"
+    assert all("running" in m["data"]["text/plain"] for m in messages)
+
+
+def test_an_executed_notebook_keeps_the_last_table_only(tmp_path):
+    "In a real kernel: thirty states of a suite, one output."
+    cell = nbformat.v4.new_code_cell("""from semgbook.suites import NotebookView, SuiteRow, make_view, suite_html, suite_lines
+view, rows = make_view(), [SuiteRow(f"run-{k}", "e00", {}, state="new") for k in range(30)]
+for k, row in enumerate(rows):
+    row.state = "interrupted" if k % 2 else "failed"
+    view.event(row.name)
+    view.table(lambda height, width: suite_html("toy", rows, k, 1.0, height) if width is None else suite_lines("toy", rows, k, 1.0, height, width), last=True)
+assert type(view) is NotebookView""")
+    book = NotebookClient(nbformat.v4.new_notebook(cells=[cell]), timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    only, = book.cells[0].outputs
+    assert only.output_type == "display_data" and "30 runs, 15 failed, 15 interrupted" in only.data["text/html"] and "run-29" in only.data["text/plain"]
 
 
 def test_the_command_line_lists_and_refuses(suite, corpus, tmp_path, capsys):
