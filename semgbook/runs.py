@@ -7,9 +7,9 @@ __all__ = ['OWNER', 'SWEPT_WINDOWS', 'LOGS', 'PROTOCOL', 'Run', 'run_name', 'rea
            'planned_run', 'begun_from', 'start_run', 'counts_entry', 'phase_entry', 'cer_words', 'without_key',
            'window_results', 'texts_table', 'tune_decoder', 'evaluate', 'median_window', 'keep_example', 'probe_user',
            'clock', 'training_line', 'epoch_line', 'LiveLine', 'TensorBoardLog', 'WandbLog', 'check_loggers',
-           'Progress', 'phases_of', 'results_of', 'alone', 'join_training', 'train_together', 'carry_out', 'RunRecord',
-           'read_run', 'list_runs', 'finished_runs', 'read_texts', 'runs_table', 'own_facts', 'methods_table',
-           'open_model']
+           'say_source', 'Progress', 'phases_of', 'results_of', 'alone', 'join_training', 'train_together', 'carry_out',
+           'RunRecord', 'read_run', 'list_runs', 'finished_runs', 'read_texts', 'runs_table', 'own_facts',
+           'methods_table', 'open_model']
 
 # %% ../nbs/53_runs.ipynb #d8cbd3e2
 import functools
@@ -380,6 +380,12 @@ def check_loggers(recipe: Recipe):
     for name in recipe.training.loggers:
         if name in LOGS and not find_spec(name): raise TrainingError(f"training.loggers names {name}, and the package {name} is not installed: pip install 'semgbook[loggers]', or leave {name} out")
 
+
+def say_source(run: Run,
+               say=print):  # called with a line of text
+    "Say what became of the weights that a run starts from, if it starts from any."
+    if carried := read_json(run.folder / "carried.json", {}): say(carried["summary"])
+
 # %% ../nbs/53_runs.ipynb #progress
 class Progress:
     "Tells files, loggers and a person how a training goes."
@@ -399,13 +405,9 @@ class Progress:
         return {"epoch": len(ledger.history), "epochs": epochs, "step": done, "steps": steps, "loss": float(ledger.loss_sum) / max(ledger.n_batches, 1) if done else None,
                 "val_cer": ledger.best["val_cer"] if ledger.best else None, "left_s": round((1 - share) / pace, 1) if pace > 0 else None}
 
-    def begin(self):
-        "Say what became of the weights it starts from, if it starts from any."
-        if carried := read_json(self.run.folder / "carried.json", {}): (self.say or print)(carried["summary"])
-
     def step(self, ledger, done: int, steps: int):
         "After a batch."
-        if not self.began: self.begin()
+        if not self.began: say_source(self.run, self.say or print)
         if (now := time.monotonic()) - self.told < self.every_s and self.began: return
         self.told, facts = now, self.facts(ledger, done, steps)
         write_status(self.run, "running", **facts); self.show(facts)
@@ -418,8 +420,7 @@ class Progress:
         for log in self.logs: log.add(row)
         write_status(self.run, "running", **facts)
         self.last = epoch_line(row, facts["epochs"])
-        if self.say: self.say(self.last)
-        else: self.show(facts, self.last)
+        self.say(self.last) if self.say else self.show(facts, self.last)
 
     def show(self, facts: dict, line: str = ""):  # of an epoch that has just ended
         "Bring the live line up to date."
