@@ -73,6 +73,8 @@ def runs(tmp_path_factory):
     make_run(root, "e22", "tds_embedded", 0, 55.0, 57.5, changes={"method": "4 of 16, evenly", "data.keep_electrodes": [0, 4, 8, 12]})
     for n, (a, b) in enumerate(((40.0, 44.0), (60.0, 64.0))):
         for seed, test in enumerate((a, b)): make_run(root, "e33", "bilstm_small", seed, 20.0, test, "users", method=f"a third person chooses (user{n} trains)", changes={"data.split_options": {"train_users": [f"user{n}"]}})
+    for n, test in enumerate((30.0, 32.0)):
+        make_run(root, "e50", "bilstm_small_finetuned", 0, 20.0, test, "users", method=f"everything, anchored, 30 s ({4 + n})", changes={"start": f"others-{n}", "unfreezing.anchor": 0.01, "data.train_minutes": 0.5})
     make_run(root, "e11", "tds_personal_embedded", 0, 5.0, 1.5, leaks=["test text was trained on"])
     stopped = root / "e25-hybrid_tds_2_embedded-s0-0000000a"
     stopped.mkdir()
@@ -98,6 +100,13 @@ def test_a_mean_over_seeds_stands_beside_what_was_published(report):
     rows = cells_of(page, "GRU 4")
     assert rows and all(r[:3] == ["GRU 4", "simulated", "3"] for r in rows)
     assert all(f"{mean:.2f} [{low:.2f}, {high:.2f}]" in r and f"{published['test']['cer']:.2f}" in r and f"{published['val']['cer']:.2f}" in r for r in rows if len(r) > 6)
+
+
+def test_people_whatever_they_are_called_are_averaged_over(report):
+    page, _, _ = report
+    mean, low, high = across_seeds([30.0, 32.0])
+    row, = (r for r in cells_of(page, "everything, anchored, 30 s") if len(r) > 5)
+    assert row[1:3] == ["simulated", "2"] and f"{mean:.2f} [{max(low, 0):.2f}, {high:.2f}]" in row
 
 
 def test_published_tables_keep_their_form(report):
