@@ -6,6 +6,8 @@ STAMP := $(VENV)/.made-from-constraints
 EXTRAS := dev,docs,bids,export,gpt2,cluster,loggers,browser
 # wheels kept in a folder (a CPU build of torch, say): pip reads PIP_FIND_LINKS by itself, uv has to be told
 LINKS = $(foreach link,$(PIP_FIND_LINKS),--find-links $(link))
+# runs at a time that `make book` makes
+JOBS ?= 2
 # pytest's own options: make test ARGS='-k windows -x'
 ARGS ?=
 
@@ -37,7 +39,7 @@ $(STAMP): constraints.txt settings.ini setup.py pyproject.toml
 
 book: $(STAMP) ## write the embedded corpus, run the small suite through papermill, leave reports/report.html
 	$(BIN)/semgbook synth embedded
-	$(BIN)/semgbook book smoke --resume
+	$(BIN)/semgbook book smoke --resume --jobs $(JOBS)
 
 test: $(STAMP) ## every test, every notebook among them
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)

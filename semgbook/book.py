@@ -477,7 +477,7 @@ def studies(preset_name: str,
 
 
 SUITES = {
-    "smoke": (("e00", {"preset_name": "tds_embedded"}), ("e00", {"preset_name": "bilstm_embedded"}), ("e30", {"overrides": '{"training.epochs": 32, "training.batch_size": 8}'})),
+    "smoke": (("e00", {"preset_name": "tds_embedded"}), ("e00", {"preset_name": "bilstm_embedded", "overrides": '{"training.epochs": 40}'}), ("e30", {"overrides": '{"training.epochs": 32, "training.batch_size": 8}'})),
     "protocols": (*each("e10", ("tds_generic_embedded", "bilstm_generic_embedded")), *each("e11", ("tds_personal_embedded", "tds_finetuned_embedded")), *each("e12", ("tds_decoded_embedded",))),
     "hybrids": each("e20", EMBEDDED_HYBRIDS), **second_report("hybrid_{}_embedded"), **studies("hybrid_tds_2_embedded", 6.6, 60 * 13), "electrodes": studies("tds_embedded", 6.6, 60 * 13)["electrodes"]}  # 6.6 minutes: 13 batches an epoch
 _REAL = {**second_report("hybrid_{}", corpus="emg2qwerty"), **studies("hybrid_tds_4", 270, 50 * 127, corpus="emg2qwerty")}  # 270 minutes, rounded down: 127 batches an epoch
