@@ -36,7 +36,8 @@ def choose_electrodes(
     "Which electrodes of a ring stay."
     if how not in RULES: raise AblationError(f"how={how!r} is no rule for choosing electrodes; there are: {', '.join(RULES)}")
     if not 1 <= keep <= n: raise AblationError(f"keep={keep}: a ring of {n} electrodes can keep 1 to {n}")
-    if start and how not in ("every", "side"): raise AblationError(f"how={how!r} takes no start (got {start}): use how='side' for neighbours from another place")
+    if start and how not in ("every", "side"):
+        raise AblationError(f"how={how!r} takes no start (got {start}): use how='side' for neighbours from another place")
     if not 0 <= start < n: raise AblationError(f"start={start}: electrodes are numbered 0 to {n - 1}")
     if how == "every": return tuple(sorted((start + i * n // keep) % n for i in range(keep)))
     if how != "random": return tuple((start + i) % n for i in range(keep))
@@ -66,7 +67,8 @@ def decimate_samples(
     dtype = torch.float64 if x.device.type == "cuda" else torch.float32
     taps = lowpass_taps(factor, x.device, dtype)
     if x.shape[1] < len(taps):
-        raise AblationError(f"signal has {x.shape[1]} samples, a sample at 1/{factor} of the rate sees {len(taps)}: take longer windows or a smaller factor")
+        raise AblationError(f"signal has {x.shape[1]} samples, a sample at 1/{factor} of the rate sees {len(taps)}: "
+                            "take longer windows or a smaller factor")
     rows = x.flatten(2).transpose(1, 2)  # (N, B*C, T)
     with torch.autocast(x.device.type, enabled=False):
         y = functional.conv1d(rows.to(dtype), taps.expand(rows.shape[1], 1, -1), stride=factor, groups=rows.shape[1])
@@ -142,7 +144,8 @@ def build_adapter(
     keep = tuple(keep)
     if any(type(e) is not int or e < 0 for e in keep) or len(set(keep)) < len(keep):
         raise AblationError(f"keep={keep}: name each electrode once, by its number from 0 on; choose_electrodes makes such a list")
-    if type(factor) is not int or factor < 1: raise AblationError(f"factor={factor!r}: must be a whole number, 1 or more; for other ratios resample the recording")
+    if type(factor) is not int or factor < 1:
+        raise AblationError(f"factor={factor!r}: must be a whole number, 1 or more; for other ratios resample the recording")
     if method not in METHODS: raise AblationError(f"method={method!r} is not known; there are: {', '.join(METHODS)}")
     if after_rotation and not keep: raise AblationError("after_rotation=True without electrodes to keep: set keep, or leave after_rotation out")
     return InputAdapter(keep, bool(after_rotation), factor, method)
@@ -155,5 +158,6 @@ def matching_epochs(
     batch_size:int, # windows per step
 )->int: # epochs over the fewer windows
     "Epochs over fewer windows that take at least as many steps."
-    if min(epochs, windows, fewer, batch_size) < 1: raise AblationError(f"epochs={epochs}, windows={windows}, fewer={fewer}, batch_size={batch_size}: all must be 1 or more")
+    if min(epochs, windows, fewer, batch_size) < 1:
+        raise AblationError(f"epochs={epochs}, windows={windows}, fewer={fewer}, batch_size={batch_size}: all must be 1 or more")
     return math.ceil(epochs * math.ceil(windows / batch_size) / math.ceil(fewer / batch_size))

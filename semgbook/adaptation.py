@@ -60,7 +60,8 @@ def fill_bands(
     "Give a band that recorded nothing something to say; a band that recorded anything is left alone."
     if how not in BAND_WAYS: raise AdaptationError(f"a silent band cannot be filled by {how!r}: choose {' or '.join(BAND_WAYS)}")
     if how == "zeros": return signal
-    if signal.shape[2] != 2: raise AdaptationError(f"a mirrored copy needs two bands, the signal (N, T, B, C) has shape {tuple(signal.shape)}: take how='zeros'")
+    if signal.shape[2] != 2:
+        raise AdaptationError(f"a mirrored copy needs two bands, the signal (N, T, B, C) has shape {tuple(signal.shape)}: take how='zeros'")
     silent = (signal == 0).all(1).all(-1)  # (N, B)
     return torch.where(silent[:, None, :, None], mirror_band(signal.flip(2)), signal)
 
@@ -135,7 +136,8 @@ def retuned_layers(
     rate_hz:float, # of the signal at the new model's front end
 )->dict: # name of a first layer's weight -> that weight for the new bins; empty where the bins are the same
     "First layers of the mlp with each weight at the frequency where it was learnt."
-    if not isinstance(model.front_end, LogSpectrogram): raise AdaptationError(f"{type(model.front_end).__name__} has no frequency bins: leave out rate_hz")
+    if not isinstance(model.front_end, LogSpectrogram):
+        raise AdaptationError(f"{type(model.front_end).__name__} has no frequency bins: leave out rate_hz")
     old, new = trained_bins(checkpoint.card), bin_frequencies(model.front_end.n_fft, rate_hz)
     if len(old) == len(new) and torch.allclose(old, new): return {}
     reading, ours, found = bin_reading(old, new), model.state_dict(), {}
@@ -186,7 +188,8 @@ def carry_head(
     fits = weight is not None and weight.ndim == 2 and weight.shape[1] == model.head.linear.in_features
     if keep_keys and fits:
         if not (name := checkpoint.card.get("charset")):
-            raise AdaptationError("the card of these weights does not say which charset their output layer is for: name it in the card, or draw a new output layer with keep_keys=False")
+            raise AdaptationError("the card of these weights does not say which charset their output layer is for: name it in the card, "
+                                  "or draw a new output layer with keep_keys=False")
         table = swap_head({k.removeprefix(HEAD): v for k, v in given.items()}, get_charset(name), get_charset(charset), model.head)
         note = f"{(table.status == 'kept').sum()} of {len(table)} classes by key"
     return [row_of(k, "mapped" if note else "dropped" if k in given else "new", ours, given, note) for k in dict.fromkeys((*ours, *given))]
@@ -212,8 +215,9 @@ def carry_body(
     retuned = retuned_layers(model, checkpoint, rate_hz) if rate_hz else {}
     fits = [k for k, _ in model.encoder.named_parameters(prefix="encoder") if k in retuned or k in body and body[k].shape == ours[k].shape]
     if not fits:
-        raise AdaptationError(f"nothing of the encoder fits: the file has {', '.join(list(body)[:2]) or 'nothing but an output layer'} ..., the model "
-                              f"{', '.join(list(dict(model.encoder.named_parameters(prefix='encoder')))[:2])} ...; give the new model the encoder line of the old one"
+        names = list(dict(model.encoder.named_parameters(prefix="encoder")))
+        raise AdaptationError(f"nothing of the encoder fits: the file has {', '.join(list(body)[:2]) or 'nothing but an output layer'} ..., "
+                              f"the model {', '.join(names[:2])} ...; give the new model the encoder line of the old one"
                               + (f": {line}" if (line := (checkpoint.card.get('recipe') or {}).get('encoder')) else ""))
     table = load_matching(model, body, drop=tuple(retuned))
     for name, weight in retuned.items(): ours[name].copy_(weight)
@@ -267,7 +271,8 @@ def recalibrate(
     adapted, moments = copy.deepcopy(model).eval(), None
     norm = next(iter(adapted.encoder.blocks.values()))
     if not isinstance(norm, SpectrogramNorm):
-        raise AdaptationError(f"this encoder begins with {type(norm).__name__}, which keeps no statistics: recalibration is for encoders that begin with norm")
+        raise AdaptationError(f"this encoder begins with {type(norm).__name__}, which keeps no statistics: "
+                              "recalibration is for encoders that begin with norm")
     for batch in [signals] if isinstance(signals, Tensor) else signals:
         frames, lengths = encoder_frames(adapted, *((batch,) if isinstance(batch, Tensor) else batch))
         new = frame_moments(frames, lengths)

@@ -86,7 +86,8 @@ class Attention(nn.Module):
     ):
         super().__init__()
         unit = heads if left is None else 2 * heads
-        if heads < 1 or d % unit: raise AttentionError(f"{heads} heads of attention need a number of features that {max(unit, 1)} divides, but get {d}: "
+        if heads < 1 or d % unit:
+            raise AttentionError(f"{heads} heads of attention need a number of features that {max(unit, 1)} divides, but get {d}: "
                                                        "change heads, or the features of the block before")
         if min(left or 0, right) < 0: raise AttentionError(f"attention to left={left} and right={right} frames: both must be 0 or more")
         self.heads, self.left, self.right, self.dropout = heads, left, right, dropout
@@ -173,7 +174,8 @@ def gpt2_layers(
     if weights == "random": model = GPT2Model(GPT2Config(vocab_size=1, n_embd=d, n_layer=layers, n_head=heads, bos_token_id=None, eos_token_id=None))
     else:
         try: model = GPT2Model.from_pretrained(weights, local_files_only=True)
-        except (OSError, ValueError): raise AttentionError(f"gpt2(weights={weights}): neither a folder with a saved GPT-2 nor a model in the hub's cache on this disk. "
+        except (OSError, ValueError):
+            raise AttentionError(f"gpt2(weights={weights}): neither a folder with a saved GPT-2 nor a model in the hub's cache on this disk. "
                                                            f"Fetch it once with 'hf download {weights}', or write weights=random for fresh weights") from None
     if (model.config.n_embd, len(model.h) >= layers) != (d, True):
         raise AttentionError(f"gpt2(weights={weights}) has {len(model.h)} layers of {model.config.n_embd} features, asked for are {layers} of {d}: "

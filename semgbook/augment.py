@@ -228,7 +228,8 @@ def check_range(
     low, high = value
     if name == "crop" and not (isinstance(low, int) and isinstance(high, int)): raise AugmentError(f"crop={value!r}: must be whole samples")
     if name != "crop" and low > high: raise AugmentError(f"{name}={value!r}: the lower number comes first")
-    if name == "gain" and low <= 0 or name in ("noise_std", "crop") and min(value) < 0: raise AugmentError(f"{name}={value!r}: must not be negative, a gain not 0")
+    if name == "gain" and low <= 0 or name in ("noise_std", "crop") and min(value) < 0:
+        raise AugmentError(f"{name}={value!r}: must not be negative, a gain not 0")
 
 # %% ../nbs/21_augment.ipynb #rawaugment
 class RawAugment(nn.Module):
@@ -271,7 +272,8 @@ def move_signal(
     N, _, B, _ = x.shape
     offsets, starts, reach = integers(settings.rotation, N, B), torch.zeros((N, B), dtype=torch.long, device=x.device), 0
     if settings.alignment_jitter:
-        if B != 2: raise AugmentError(f"alignment_jitter={settings.alignment_jitter} shifts two bands against each other, the signal has {B}: set it to 0")
+        if B != 2:
+            raise AugmentError(f"alignment_jitter={settings.alignment_jitter} shifts two bands against each other, the signal has {B}: set it to 0")
         shifts = integers(settings.alignment_jitter, N)
         starts, lengths, reach = alignment_starts(shifts), lengths - shifts.abs(), settings.alignment_jitter
     if settings.crop:

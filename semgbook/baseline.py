@@ -61,9 +61,11 @@ def held_labels(
     session, keep = part.session, charset.keep_of_keys(part.session.keys)
     labels, press, release = charset.labels_of_keys(session.keys).astype(np.int64), session.press_times[keep], session.release_times[keep]
     if charset.index(rest) not in labels:
-        raise BaselineError(f"{session.path}: nobody types {rest!r} in it, so rest has no rows to learn from; convert the recording again, with its rest key")
+        raise BaselineError(f"{session.path}: nobody types {rest!r} in it, so rest has no rows to learn from; convert the recording again, "
+                            "with its rest key")
     if (release[:-1] > press[1:] + 1e-3).any():
-        raise BaselineError(f"{session.path}: keys overlap in time, so a row has no single label; this baseline is for fingers that are held one at a time")
+        raise BaselineError(f"{session.path}: keys overlap in time, so a row has no single label; "
+                            "this baseline is for fingers that are held one at a time")
     times = read_times(session)
     first, end = press_bounds(times, press)[0], press_bounds(times, release)[0]
     row = np.arange(part.start, part.stop)
@@ -221,6 +223,7 @@ def baseline_table(
         plain, balanced = np.mean([r.accuracy() for r in own], axis=0)
         for rest in (True, False):
             interval = cer_interval([r.scored(rest) for r in own])
-            rows.append(dict(role=role, counted="with rest" if rest else "presses only", cer=interval.cer, low=interval.low, high=interval.high, unit=interval.unit,
+            rows.append(dict(role=role, counted="with rest" if rest else "presses only",
+                             cer=interval.cer, low=interval.low, high=interval.high, unit=interval.unit,
                              n_characters=sum(len(r.scored(rest).reference) for r in own), rows_right=100 * plain, balanced=100 * balanced))
     return pd.DataFrame(rows).set_index(["role", "counted"])

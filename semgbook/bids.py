@@ -225,8 +225,9 @@ def from_raw(
     if not user: raise BidsError(f"{path}: the recording does not say who typed; give user=")
     times = _clock(raw, note)
     keys, press, release, _ = _keys_of(raw, times, note)
-    return write_session(path, _signal_of(raw, path, note.get("published", published)), times, keys, press, release, name=name or note.get("session_name", path.stem),
-                         user=user, condition=note.get("condition", "on_keyboard"), rate_hz=float(raw.info["sfreq"]), prompts=_prompts_of(raw, times),
+    signal = _signal_of(raw, path, note.get("published", published))
+    return write_session(path, signal, times, keys, press, release, name=name or note.get("session_name", path.stem), user=user,
+                         condition=note.get("condition", "on_keyboard"), rate_hz=float(raw.info["sfreq"]), prompts=_prompts_of(raw, times),
                          quality_tags=note.get("quality_tags", ()), attributes=note.get("attributes"))
 
 # %% ../nbs/18_bids.ipynb #bdf-range
@@ -252,7 +253,8 @@ def _record(session): # session
 def _bdf_header(session, ranges, length, seconds, n_records): # session; (2C,) microvolt; samples and seconds of a record; records
     "The head of a BDF file: 256 bytes, and 256 for every channel."
     start, n = datetime.fromtimestamp(max(session.first_time, 5e8), timezone.utc), len(ranges)
-    fixed = (("X X X X", 80), (f"Startdate {start:%d-%b-%Y} X X X".upper().replace("STARTDATE", "Startdate"), 80), (f"{start:%d.%m.%y}", 8), (f"{start:%H.%M.%S}", 8),
+    began = f"Startdate {start:%d-%b-%Y} X X X".upper().replace("STARTDATE", "Startdate")
+    fixed = (("X X X X", 80), (began, 80), (f"{start:%d.%m.%y}", 8), (f"{start:%H.%M.%S}", 8),
              (256 * (n + 1), 8), ("24BIT", 44), (n_records, 8), (seconds, 8), (n, 4))
     limits = [f"{r:.8g}" for r in ranges]
     columns = ((channel_names(session.n_channels), 16), ([""] * n, 80), (["uV"] * n, 8), (["-" + r for r in limits], 8), (limits, 8),
@@ -296,17 +298,20 @@ def _space(band): # left or right
 
 # %% ../nbs/18_bids.ipynb #session-tables
 _COLUMNS = dict(number="Number of the press in the key log, from 0: the order of labels", start="Press on the clock of the recorder, unix seconds",
-                end="Release on the clock of the recorder, unix seconds", prompt="The whole prompt as JSON", sample="First sample at or after the event, from 0",
+                end="Release on the clock of the recorder, unix seconds", prompt="The whole prompt as JSON",
+                sample="First sample at or after the event, from 0",
                 trial_type="key/ and the name of the key, or prompt/ and the text asked for. Read this table without quoting: a key may be a quotation mark")
 
 def _write_tables(session, stem, times): # session; path without suffix, up to the task; (T,) clock
     "The tables of one recording whose content mne-bids does not know."
     rows, left_out = _event_rows(session, times)
-    events = [(float(a), float(d), text, int(np.ceil(a * session.rate_hz - 1e-4)), *(x.get(k) for k in ("number", "start", "end", "prompt"))) for a, d, text, x in sorted(rows, key=lambda r: r[0])]
+    events = [(float(a), float(d), text, int(np.ceil(a * session.rate_hz - 1e-4)), *(x.get(k) for k in ("number", "start", "end", "prompt")))
+              for a, d, text, x in sorted(rows, key=lambda r: r[0])]
     _tsv(Path(f"{stem}_events.tsv"), ("onset", "duration", "trial_type", "sample", "number", "start", "end", "prompt"), events)
     _json(Path(f"{stem}_events.json"), **{k: {"Description": text} for k, text in _COLUMNS.items()})
-    ring = [(f"E{c}_{band}", 50 + 50 * np.cos(2 * np.pi * c / session.n_channels), 50 + 50 * np.sin(2 * np.pi * c / session.n_channels), 0.0, _space(band), band)
-            for band in BANDS for c in range(session.n_channels)]
+    angles = 2 * np.pi * np.arange(session.n_channels) / session.n_channels
+    ring = [(f"E{c}_{band}", 50 + 50 * np.cos(angle), 50 + 50 * np.sin(angle), 0.0, _space(band), band)
+            for band in BANDS for c, angle in enumerate(angles)]
     _tsv(Path(str(stem).rsplit("_task-", 1)[0] + "_electrodes.tsv"), ("name", "x", "y", "z", "coordinate_system", "group"), ring)
     _tsv(Path(f"{stem}_channels.tsv"), ("name", "type", "units", "sampling_frequency", "signal_electrode", "reference", "group", "status"),
          [(n, "EMG", "uV", session.rate_hz, e[0], "n/a", e[5], "good") for n, e in zip(channel_names(session.n_channels), ring, strict=True)])
@@ -356,9 +361,11 @@ def _write_top(folder, people, name, license, authors, published): # root; (labe
 @contextmanager
 def _whole_folder(root): # folder to make
     "A temporary folder beside `root` that takes its place only when the block ends well."
-    if root.exists() and (not root.is_dir() or any(root.iterdir())): raise BidsError(f"{root}: already has something in it; choose another folder, or remove it")
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise BidsError(f"{root}: already has something in it; choose another folder, or remove it")
     temporary = root.with_name(f".{root.name}.{secrets.token_hex(4)}.tmp")
-    if re.search(r"\.(ds|eeg|fdt|dat)", str(temporary)): raise BidsError(f"{root}: mne-bids takes a part of this path for a file type; choose a folder without .ds, .eeg, .fdt, .dat")
+    if re.search(r"\.(ds|eeg|fdt|dat)", str(temporary)):
+        raise BidsError(f"{root}: mne-bids takes a part of this path for a file type; choose a folder without .ds, .eeg, .fdt, .dat")
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -402,7 +409,9 @@ def read_tsv(
     lines = [line.removesuffix("\r").split("\t") for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip("\r")]
     if not lines: raise BidsError(f"{path}: is empty; check the download")
     for number, line in enumerate(lines, 1):
-        if len(line) != len(lines[0]): raise BidsError(f"{path}: row {number} has {len(line)} cells, not {len(lines[0])}; the table is damaged, or was written with quoting: export it without")
+        if len(line) != len(lines[0]):
+            raise BidsError(f"{path}: row {number} has {len(line)} cells, not {len(lines[0])}; the table is damaged, or was written with quoting: "
+                            "export it without")
     return {name: [line[i] for line in lines[1:]] for i, name in enumerate(lines[0])}
 
 # %% ../nbs/18_bids.ipynb #event-kinds
@@ -437,7 +446,8 @@ def events_of_table(
         row = {k: v[i] for k, v in table.items()}
         text, onset = _described(path, kinds[i], row), float(onsets[i])
         if text is None: continue
-        if not np.isfinite(onset): raise BidsError(f"{path}: {text!r} has onset {row['onset']!r}, not a time in seconds; repair or leave out this recording")
+        if not np.isfinite(onset):
+            raise BidsError(f"{path}: {text!r} has onset {row['onset']!r}, not a time in seconds; repair or leave out this recording")
         if kinds[i] == "keystroke_release":
             pressed = rows[down.pop(text)] if text in down else [onset, 0.0]
             pressed[1] = onset - pressed[0]
@@ -461,7 +471,9 @@ def _recordings(root, subjects, datatype): # root; labels or users, empty for al
         found.append((file, note, users.get(label, label.removeprefix("sub-"))))
     wanted = set(map(str, subjects))
     chosen = [f for f in found if not wanted or {f[2], f[0].name.split("_")[0], f[0].name.split("_")[0].removeprefix("sub-")} & wanted]
-    if not chosen: raise BidsError(f"{root}: no {datatype} recordings (.bdf, .edf, .vhdr) of {', '.join(sorted(wanted)) or 'anybody'} among {len(found)}; check the folder and the subjects")
+    if not chosen:
+        raise BidsError(f"{root}: no {datatype} recordings (.bdf, .edf, .vhdr) of {', '.join(sorted(wanted)) or 'anybody'} among {len(found)}; "
+                        "check the folder and the subjects")
     return chosen
 
 # %% ../nbs/18_bids.ipynb #raw-of-file

@@ -215,7 +215,9 @@ class TDSConv(Block):
     ):
         d, = need_axes(shape, 1, "tds")
         need_positive("tds", channels=channels, kernel=kernel)
-        if d % channels: raise BlockError(f"tds(channels={channels}) needs a number of features that {channels} divides, but gets {d}: change channels or the features of mlp")
+        if d % channels:
+            raise BlockError(f"tds(channels={channels}) needs a number of features that {channels} divides, but gets {d}: "
+                             "change channels or the features of mlp")
         super().__init__(shape)
         self.context = (kernel - 1, 0)
         self.conv = nn.Conv2d(channels, channels, (kernel, 1))
@@ -353,7 +355,8 @@ class Recurrent(Block):
     ):
         word, directions = type(self).__name__.lower(), 1 + bool(bidirectional)
         d, = need_axes(shape, 1, word)
-        if hidden < 0 or not hidden and d % directions: raise BlockError(f"{word}(hidden={hidden}) cannot keep {d} features: say how many units, {word}(hidden=...)")
+        if hidden < 0 or not hidden and d % directions:
+            raise BlockError(f"{word}(hidden={hidden}) cannot keep {d} features: say how many units, {word}(hidden=...)")
         super().__init__(shape, ((hidden or d // directions) * directions,))
         self.rnn = self.kind(d, hidden or d // directions, batch_first=True, bidirectional=bool(bidirectional))
         self.drop = nn.Dropout(dropout)

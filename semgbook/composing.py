@@ -172,11 +172,13 @@ def check_supply(
         for k, finger in enumerate(FINGER_NAMES):
             need, have = int((label[reserved == side] == k).sum()), sum(len(run.lines) for run in runs if run.finger == k and run.reserved == side)
             if need and not have:
-                raise ComposeError(f"{finger}: no steady run of {GESTURE_OF_FINGER[finger]} for the {name} part; give a person who made this gesture, in two runs or more")
+                raise ComposeError(f"{finger}: no steady run of {GESTURE_OF_FINGER[finger]} for the {name} part; give a person who made this gesture, "
+                                   "in two runs or more")
             if need: found.append((need / have, finger, name, need, have))
     uses, finger, name, need, have = max(found)
     if uses > max_reuse:
-        raise ComposeError(f"{finger}: {need / RATE_HZ:.0f} s are needed for the {name} part and {have / RATE_HZ:.0f} s are there, {uses:.1f} uses of every sample; "
+        raise ComposeError(f"{finger}: {need / RATE_HZ:.0f} s are needed for the {name} part and {have / RATE_HZ:.0f} s are there, "
+                           f"{uses:.1f} uses of every sample; "
                            f"ask for {.9 * max_reuse / uses * len(label) / RATE_HZ / 60:.2g} minutes, or allow it with max_reuse={uses + .1:.1f}")
 
 # %% ../nbs/19_composing.ipynb #composed
@@ -214,7 +216,8 @@ def compose_recording(
     max_reuse: float = 3.0, # refuse to use samples more often than this on average
 ) -> Composed:
     "Draw a list of events and give every event a piece of its gesture."
-    if not (minutes > 0 and 0 <= val_fraction < 1): raise ComposeError(f"minutes={minutes} and val_fraction={val_fraction}: give a length above 0 and a share from 0 to below 1")
+    if not (minutes > 0 and 0 <= val_fraction < 1):
+        raise ComposeError(f"minutes={minutes} and val_fraction={val_fraction}: give a length above 0 and a share from 0 to below 1")
     label = event_rows(60 * minutes, generator)
     cut = len(label) - int(len(label) * val_fraction + 1e-9)
     check_supply(runs, label, np.arange(len(label)) >= cut, max_reuse)
@@ -254,16 +257,20 @@ def corpus_card(
     paths: Sequence[Path], # composed sessions
 ) -> str: # markdown
     "What these recordings are, in a table that a reader finds beside them."
-    lines = ["# Composed recordings", "", f"{SEMI_REAL[0].upper()}{SEMI_REAL[1:]}.", "", "Gestures: " + ", ".join(f"{f} = {g}" for f, g in GESTURE_OF_FINGER.items()) + ".", "",
-             "| person | minutes | presses | without rest | pieces | files | re-use, training | re-use, validation | left out |", "|---|---|---|---|---|---|---|---|---|"]
+    gestures = ", ".join(f"{f} = {g}" for f, g in GESTURE_OF_FINGER.items())
+    lines = ["# Composed recordings", "", f"{SEMI_REAL[0].upper()}{SEMI_REAL[1:]}.", "", f"Gestures: {gestures}.", "",
+             "| person | minutes | presses | without rest | pieces | files | re-use, training | re-use, validation | left out |",
+             "|---|---|---|---|---|---|---|---|---|"]
     for path in paths:
         session = open_session(path)
         story = json.loads(session.attributes["composed"])
         gone = [f"{story['left_out']['rows'] / session.rate_hz:.0f} s", *story["left_out"]["files"]]
         worst = [f"{max(story['reuse'][part].values()):.2f}" if part in story["reuse"] else "none" for part in ("training", "validation")]
-        lines.append(f"| {session.user} | {session.duration_s / 60:.2f} | {len(session.keys)} | {sum(k != 'r' for k in session.keys)} | {len(story['pieces'])} | "
-                     f"{len({p[2] for p in story['pieces']})} | {worst[0]} | {worst[1]} | {', '.join(gone)} |")
-    return "\n".join([*lines, "", "Re-use: rows over distinct samples, of the finger with the largest value. Left out: steady rows that look unlike their label, and files whose name and rows disagree. The exact sources are in the attribute `composed` of each session.", ""])
+        lines.append(f"| {session.user} | {session.duration_s / 60:.2f} | {len(session.keys)} | {sum(k != 'r' for k in session.keys)} | "
+                     f"{len(story['pieces'])} | {len({p[2] for p in story['pieces']})} | {worst[0]} | {worst[1]} | {', '.join(gone)} |")
+    note = ("Re-use: rows over distinct samples, of the finger with the largest value. Left out: steady rows that look unlike their label, "
+            "and files whose name and rows disagree. The exact sources are in the attribute `composed` of each session.")
+    return "\n".join([*lines, "", note, ""])
 
 # %% ../nbs/19_composing.ipynb #choose-persons
 def choose_persons(
@@ -274,9 +281,11 @@ def choose_persons(
     persons = {}
     for name, files in find_myo_sessions(myo_folder).items(): persons.setdefault(name.rpartition("-")[0] or name, {})[name] = files
     wanted = [p for p in persons if p not in STANDIN_PERSONS] if participants is None else [str(p) for p in participants]
-    if unknown := [p for p in wanted if p not in persons]: raise ComposeError(f"{myo_folder}: no sessions of {', '.join(unknown)}; there are {', '.join(persons)}")
+    if unknown := [p for p in wanted if p not in persons]:
+        raise ComposeError(f"{myo_folder}: no sessions of {', '.join(unknown)}; there are {', '.join(persons)}")
     if tested := [p for p in wanted if p in STANDIN_PERSONS]:
-        raise ComposeError(f"{', '.join(tested)}: a person of the finger stand-in, who is tested on; a corpus with them would leak into every test, leave them out")
+        raise ComposeError(f"{', '.join(tested)}: a person of the finger stand-in, who is tested on; a corpus with them would leak into every test, "
+                           "leave them out")
     if not wanted: raise ComposeError(f"{myo_folder}: nobody is left to compose; give sessions of other persons")
     return {p: persons[p] for p in wanted}
 

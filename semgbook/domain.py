@@ -203,7 +203,8 @@ class DomainObjective(nn.Module):
         n_domains:int, # U, users in training
     ):
         super().__init__()
-        if settings.method and n_domains < 2: raise DomainError(f"domain.method is {settings.method!r} with {n_domains} user: train on at least two users, or leave it empty")
+        if settings.method and n_domains < 2:
+            raise DomainError(f"domain.method is {settings.method!r} with {n_domains} user: train on at least two users, or leave it empty")
         self.settings, self.n_domains, self.norms = settings, n_domains, {}
         self.head = DomainHead(settings, n_features, n_domains) if settings.method == "dann" else None
         self.register_buffer("seen", torch.zeros(n_domains))  # windows of every user so far
@@ -339,7 +340,8 @@ def choose_l2(x, users, n_blocks, gap, seed): # training rows only, as in fresh_
 def check_rows(x, users, names, groups): # (M, D), (M,), user names, (M,) or None
     "Refuse what no probe can be trained on."
     if x.ndim != 2: raise DomainError(f"features have shape {tuple(x.shape)}: give one row per window, for instance from pool_features")
-    if len({len(x), len(users), *([] if groups is None else [len(groups)])}) > 1: raise DomainError(f"{len(x)} rows of features, {len(users)} users{'' if groups is None else f', {len(groups)} groups'}: one of each per row")
+    if len({len(x), len(users), *([] if groups is None else [len(groups)])}) > 1:
+        raise DomainError(f"{len(x)} rows of features, {len(users)} users{'' if groups is None else f', {len(groups)} groups'}: one of each per row")
     if len(names) < 2: raise DomainError("the rows come from one user: a probe needs at least two to tell apart")
     if not bool(torch.isfinite(x).all()): raise DomainError("features hold values that are not finite: look at the model before its probe")
 
@@ -363,7 +365,9 @@ def fresh_probe(
     train, test = split_rows(users, groups, numpy_generator(seed, "probe"), held_out, gap)
     for rows, part in ((train, "train"), (test, "held-out")):
         lost = np.flatnonzero(np.bincount(users[rows], minlength=len(names)) == 0)
-        if len(lost): raise DomainError(f"user {names[lost[0]]} has no {part} rows: give at least two groups of more than {2 * gap} rows for every user, or a smaller gap")
+        if len(lost):
+            raise DomainError(f"user {names[lost[0]]} has no {part} rows: give at least two groups of more than {2 * gap} rows for every user, "
+                              "or a smaller gap")
     if l2 is None: l2 = choose_l2(x[torch.from_numpy(train).to(x.device)], users[train], n_blocks, gap, seed)
     right = probe_rows(x, users, train, test, l2)
     pairs = np.unique(np.stack([users, groups])[:, test], axis=1)[0]

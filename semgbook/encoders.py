@@ -182,7 +182,8 @@ class Encoder(nn.Module):
                 seen[spec.name] += 1
                 block = BLOCKS[spec.name](shape, **dict(spec.options))
                 self.blocks[f"{spec.name}{seen[spec.name]}"], shape = block, block.out_shape
-        if len(shape) > 1: raise EncoderError(f"the encoder {format_encoder(self.specs)!r} ends in frames {shape}: add mlp or flatten, which make features")
+        if len(shape) > 1:
+            raise EncoderError(f"the encoder {format_encoder(self.specs)!r} ends in frames {shape}: add mlp or flatten, which make features")
         self.out_features, = shape
         self.context, self.stride = compose_context(self.blocks.values())
         self.field, self.shortest = None if self.context is None else 1 + sum(self.context), shortest_input(self.blocks.values())
@@ -265,8 +266,10 @@ ENCODERS = {
     "tds_4_lstm_4": "norm mlp(features=384) tds:4(channels=24,kernel=32) lstm:4(hidden=128) full linear(features=768)",
     "gru_4": "norm mlp(features=384) gru:4(hidden=128) full linear(features=768)",
     "gru_4_tds_4": "norm mlp(features=384) gru:4(hidden=128) full linear(features=768) tds:4(channels=24,kernel=32)",
-    "transformer_2_gru_4_tds_4": "norm mlp(features=384) transformer:2(heads=8,feedforward=512) gru:4(hidden=128) full linear(features=768) tds:4(channels=24,kernel=32)",
-    "transformer_2_lstm_4_tds_4": "norm mlp(features=384) transformer:2(heads=8,feedforward=512) lstm:4(hidden=128) full linear(features=768) tds:4(channels=24,kernel=32)",
+    "transformer_2_gru_4_tds_4": "norm mlp(features=384) transformer:2(heads=8,feedforward=512) gru:4(hidden=128) "
+                                 "full linear(features=768) tds:4(channels=24,kernel=32)",
+    "transformer_2_lstm_4_tds_4": "norm mlp(features=384) transformer:2(heads=8,feedforward=512) lstm:4(hidden=128) "
+                                  "full linear(features=768) tds:4(channels=24,kernel=32)",
     "bilstm": "norm mlp(features=384) bilstm(layers=2,hidden=96,dropout=0.3)",
 }
 
@@ -276,7 +279,8 @@ ENCODERS |= {
     "gru_4_causal_tds_4": "norm mlp(features=384) gru:4(hidden=256,bidirectional=0) full linear(features=768) tds:4(channels=24,kernel=32)",
     "local_4": "norm mlp(features=384) local:4(heads=8,feedforward=512,left=31)",
     "local_2_tds_4": "norm mlp(features=384) local:2(heads=8,feedforward=512,left=31) tds:4(channels=24,kernel=32)",
-    "local_2_gru_4_tds_4": "norm mlp(features=384) local:2(heads=8,feedforward=512,left=31) gru:4(hidden=128) full linear(features=768) tds:4(channels=24,kernel=32)",
+    "local_2_gru_4_tds_4": "norm mlp(features=384) local:2(heads=8,feedforward=512,left=31) gru:4(hidden=128) "
+                           "full linear(features=768) tds:4(channels=24,kernel=32)",
     "conformer_2": "norm mlp(features=384) conformer:2(heads=8,feedforward=512,kernel=15,left=31,right=8)",
     "conformer_2_full": "norm mlp(features=384) conformer:2(heads=8,feedforward=512,kernel=15,full=1)",
     "stride_2_gru_4": "norm mlp(features=384) stride(kernel=4,stride=2) gru:4(hidden=128) full linear(features=768)",

@@ -37,7 +37,8 @@ class Job:
     gpus: float = 0.0  # GPUs it needs
 
     def __post_init__(self):
-        if self.cpus < 1 or self.gpus < 0: raise EngineError(f"job {self.name}: cpus = {self.cpus}, gpus = {self.gpus}; a job needs at least one core and no less than no GPU")
+        if self.cpus < 1 or self.gpus < 0:
+            raise EngineError(f"job {self.name}: cpus = {self.cpus}, gpus = {self.gpus}; a job needs at least one core and no less than no GPU")
         if isinstance(self.words, str): raise EngineError(f"job {self.name}: words is one text; give a tuple such as {tuple(self.words.split())}")
         object.__setattr__(self, "words", tuple(map(str, self.words)))
         object.__setattr__(self, "log", Path(self.log).absolute())
@@ -134,7 +135,8 @@ class JobProcess:
         command = [sys.executable, "-c", "from semgbook.engines import attended; attended()", str(os.getpid()), self.module, *self.job.words]
         with _begun_log(self.job, self.module) as log:
             self.begins = log.tell()  # where the log of this start begins, in bytes
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=env, cwd=self.cwd, start_new_session=True)
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=env,
+                                            cwd=self.cwd, start_new_session=True)
 
     def family(self) -> list:
         "Living processes of this job, as psutil knows them."
@@ -183,7 +185,8 @@ def share_gpus(job: Job,
                ) -> tuple:
     "The GPUs with the fewest jobs, as many as a job needs and at least one."
     if job.gpus > len(gpus) and (gpus or job.gpus > 1):
-        raise EngineError(f"job {job.name} asks for {job.gpus:g} GPUs and the engine has {len(gpus)}: name them with --gpus 0,1,..., or give the recipe fewer devices")
+        raise EngineError(f"job {job.name} asks for {job.gpus:g} GPUs and the engine has {len(gpus)}: name them with --gpus 0,1,..., "
+                          "or give the recipe fewer devices")
     load = Counter(g for p in running for g in p.gpus)
     return tuple(sorted(gpus, key=lambda g: load[g])[:max(1, math.ceil(job.gpus))])
 
@@ -202,7 +205,8 @@ class LocalEngine:
 
     def submit(self, job: Job):
         "Start a job, or put it in line."
-        if job.name in {*self.running, *(j.name for j in self.waiting)}: raise EngineError(f"there is a job {job.name!r} already: give each one a name of its own")
+        if job.name in {*self.running, *(j.name for j in self.waiting)}:
+            raise EngineError(f"there is a job {job.name!r} already: give each one a name of its own")
         share_gpus(job, self.gpus, ())  # refused now rather than when its turn comes
         self.waiting.append(job)
         self._fill()
@@ -252,7 +256,8 @@ def work_on(job: Job,
             ) -> Ended:
     "Carry a job out on the machine where this is called."
     if not job.log.exists():
-        return Ended(job.name, 2, f"machine {os.uname().nodename} does not see {job.log.parent}: put the run folders (--out) on a disk that all machines of the cluster share")
+        return Ended(job.name, 2, f"machine {os.uname().nodename} does not see {job.log.parent}: "
+                                  "put the run folders (--out) on a disk that all machines of the cluster share")
     if job.log.stat().st_size > seen: time.sleep(settle_s)
     process = JobProcess(job, module, cwd)
     try:
@@ -271,7 +276,8 @@ def _join(address, jobs):
     where = dict(address=address) if address else dict(num_cpus=jobs, include_dashboard=False)
     try: ray.init(**where, log_to_driver=False, logging_level="error")
     except Exception as error:  # Ray raises plain exceptions when its processes do not come up
-        remedy = "start one there with `ray start --head`, or leave --address out" if address else "its processes have 15 s to start, so a busy machine may need a second try; or take --engine local"
+        remedy = ("start one there with `ray start --head`, or leave --address out" if address else
+                  "its processes have 15 s to start, so a busy machine may need a second try; or take --engine local")
         raise EngineError(f"no Ray cluster {'at ' + address if address else 'on this machine'}: {str(error).strip().splitlines()[0]}; {remedy}") from None
     return ray
 
@@ -281,7 +287,8 @@ def _has_room(ray, job):
     machines = [n["Resources"] for n in ray.nodes() if n["Alive"]]
     if any(m.get("CPU", 0) >= job.cpus and m.get("GPU", 0) >= job.gpus for m in machines): return
     best = ", ".join(f"{m.get('CPU', 0):g} cores and {m.get('GPU', 0):g} GPUs" for m in machines)
-    raise EngineError(f"job {job.name} asks for {job.cpus} cores and {job.gpus:g} GPUs at once; the machines have {best}: raise --jobs, add a machine, or give the recipe fewer devices")
+    raise EngineError(f"job {job.name} asks for {job.cpus} cores and {job.gpus:g} GPUs at once; the machines have {best}: raise --jobs, add a machine, "
+                      "or give the recipe fewer devices")
 
 
 def _count(ray, kind):
@@ -363,6 +370,7 @@ def make_engine(name: str,  # one of ENGINES
         close = difflib.get_close_matches(name, ENGINES, 1)
         raise EngineError(f"unknown engine {name!r}: " + (f"did you mean {close[0]}?" if close else f"there are {', '.join(ENGINES)}"))
     if name == "local" and address: raise EngineError("--address belongs to --engine ray; the local engine uses this machine")
-    if name == "ray" and gpus: raise EngineError("--gpus belongs to --engine local; Ray hands out the GPUs that its machines have (`ray start --num-gpus`)")
+    if name == "ray" and gpus:
+        raise EngineError("--gpus belongs to --engine local; Ray hands out the GPUs that its machines have (`ray start --num-gpus`)")
     if jobs < 1: raise EngineError(f"jobs = {jobs}: at least one has to run at a time")
     return RayEngine(address, jobs) if name == "ray" else LocalEngine(jobs, gpus)

@@ -23,7 +23,8 @@ def gain_shift(
     gain:float, # factor on the signal's amplitude, > 0
 )->float: # in units of the log spectrogram, log10 of power
     "How far a gain moves every bin of a log spectrogram."
-    if gain <= 0: raise NormError(f"gain={gain}: the logarithm needs a gain above 0; an electrode that went silent sinks to the front end's floor instead")
+    if gain <= 0:
+        raise NormError(f"gain={gain}: the logarithm needs a gain above 0; an electrode that went silent sinks to the front end's floor instead")
     return 2 * math.log10(gain)
 
 # %% ../nbs/28_norms.ipynb #in-tiles
@@ -78,7 +79,8 @@ def expanding_stats(
     lengths:Tensor=None, # (N,) real frames; None: all
 )->tuple[Tensor, Tensor]: # mean and variance, each (N, T, ...) in the type of x
     "Mean and variance over time of everything up to each frame, for every band, electrode and bin by itself."
-    tiles = [((mean + centre).expand_as(d).to(x.dtype), var.expand_as(d).to(x.dtype)) for d, mean, var, centre in moments_so_far(x, lost_frames(x, settle, lengths), settle)]
+    moments = moments_so_far(x, lost_frames(x, settle, lengths), settle)
+    tiles = [((mean + centre).expand_as(d).to(x.dtype), var.expand_as(d).to(x.dtype)) for d, mean, var, centre in moments]
     mean, var = (torch.cat(parts, 1) for parts in zip(*tiles, strict=True))
     return mean, var
 

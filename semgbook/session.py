@@ -105,7 +105,8 @@ def check_signal_values(
         if np.isfinite(signal.sum()): return
     t, b, c = np.unravel_index(np.argmax(~np.isfinite(signal)), signal.shape)
     if not np.isfinite(signal[t, b, c]):
-        raise SessionError(f"{path}: field emg_{('left', 'right')[b]} is {signal[t, b, c]} at sample {start + t}, electrode {c}; repair or leave out this file")
+        raise SessionError(f"{path}: field emg_{('left', 'right')[b]} is {signal[t, b, c]} at sample {start + t}, electrode {c}; "
+                           "repair or leave out this file")
 
 # %% ../nbs/11_session.ipynb #child
 def _child(path, parent, name, kind): # path: named in the message; parent: HDF5 group; kind: h5py.Group or h5py.Dataset
@@ -115,7 +116,8 @@ def _child(path, parent, name, kind): # path: named in the message; parent: HDF5
     if not isinstance(link, h5py.HardLink): raise SessionError(f"{path}: {name!r} is a link; copy what it points to into the file")
     child = parent[name]
     if not isinstance(child, kind): raise SessionError(f"{path}: {name!r} is not a {word}; is it an emg2qwerty session?")
-    if kind is h5py.Dataset and (child.external or child.is_virtual): raise SessionError(f"{path}: {name!r} keeps its rows in other files; copy them into this one")
+    if kind is h5py.Dataset and (child.external or child.is_virtual):
+        raise SessionError(f"{path}: {name!r} keeps its rows in other files; copy them into this one")
     return child
 
 # %% ../nbs/11_session.ipynb #open-file
@@ -147,7 +149,8 @@ def _is_contiguous(path, dataset): # path: named in the message; dataset: open H
 def _parse(path, name, text): # path: named in the message; name: of the attribute; text: its value
     "The list of objects that an attribute holds as JSON; null is an empty list."
     try: items = json.loads(text)
-    except (TypeError, ValueError, RecursionError) as e: raise SessionError(f"{path}: attribute {name} is not valid JSON ({e}); repair or leave out this file") from None
+    except (TypeError, ValueError, RecursionError) as e:
+        raise SessionError(f"{path}: attribute {name} is not valid JSON ({e}); repair or leave out this file") from None
     items = [] if items is None else items
     if not isinstance(items, list) or not all(isinstance(i, dict) for i in items):
         raise SessionError(f"{path}: attribute {name} must be a JSON list of objects, not {str(items)[:40]!r}; repair or leave out this file")
@@ -196,7 +199,8 @@ def check_press_unit(
     if not len(press_times) or np.mean((press_times >= first) & (press_times <= last)) > 0.5: return
     for scale, unit in ((1e3, "milliseconds"), (1e6, "microseconds"), (1e9, "nanoseconds")):
         for factor, where, wrong in ((scale, "attribute keystrokes", f"start {press_times[0]:.10g}"), (1 / scale, "field time", f"first time {first:.10g}")):
-            if inside(factor) > 0.5: raise SessionError(f"{path}: {where} has {wrong}; are the times in {unit}? Divide them by {scale:,.0f}, sessions count in seconds")
+            if inside(factor) > 0.5:
+                raise SessionError(f"{path}: {where} has {wrong}; are the times in {unit}? Divide them by {scale:,.0f}, sessions count in seconds")
 
 # %% ../nbs/11_session.ipynb #plain
 def _plain(value): # an attribute as h5py gives it
@@ -245,7 +249,8 @@ def _rate(path, header, n_channels, n_samples, span_s): # path: named in the mes
         raise SessionError(f"{path}: attribute daq_channels is {header['daq_channels']}, but a row has {n_channels} electrodes per band; correct it")
     rate_hz, measured = number("daq_sample_rate", RATE_HZ), (n_samples - 1) / span_s if span_s > 0 else math.inf
     if "daq_sample_rate" not in header and n_samples >= 1000 and not 0.8 < measured / rate_hz < 1.25:
-        raise SessionError(f"{path}: attribute daq_sample_rate is missing and field time runs at {measured:.0f} Hz, not {rate_hz:.0f} Hz; add the attribute")
+        raise SessionError(f"{path}: attribute daq_sample_rate is missing and field time runs at {measured:.0f} Hz, not {rate_hz:.0f} Hz; "
+                           "add the attribute")
     return rate_hz
 
 # %% ../nbs/11_session.ipynb #blocks
@@ -282,7 +287,8 @@ def open_session(
     path = Path(path)
     with open_file(path) as (group, dataset):
         n_channels = electrodes_of(path, dataset.dtype)
-        if dataset.ndim != 1 or not dataset.size: raise SessionError(f"{path}: field {GROUP}/{DATASET} has shape {dataset.shape}: no samples; leave out this file")
+        if dataset.ndim != 1 or not dataset.size:
+            raise SessionError(f"{path}: field {GROUP}/{DATASET} has shape {dataset.shape}: no samples; leave out this file")
         n_samples, contiguous, header = len(dataset), _is_contiguous(path, dataset), _read_header(path, group)
         first, last = (float(dataset[i]["time"]) for i in (0, n_samples - 1))
         check_times(path, np.array([first, last]))
@@ -415,7 +421,8 @@ def open_corpus(
     for path in list_sessions(folder):
         try:
             session = open_session(path)
-            if session.name in sessions: raise SessionError(f"{path}: attribute session_name is {session.name!r} as in {sessions[session.name].path.name}; remove the copy")
+            if session.name in sessions:
+                raise SessionError(f"{path}: attribute session_name is {session.name!r} as in {sessions[session.name].path.name}; remove the copy")
             sessions[session.name] = session
         except SessionError as e:
             if not skip_bad: raise

@@ -421,7 +421,8 @@ def design_effect(
     "How many times larger the variance of the CER over blocks is than that of independent characters."
     e, n = (np.asarray(x, float) for x in error_table(texts, block)[:2])
     p, k = e.sum() / n.sum(), len(e)
-    if k < 2 or not 0 < p < 1: raise StatisticsError(f"{k} block(s), error rate {100 * p:.1f} %: a design effect needs two blocks and a rate between 0 and 100 %")
+    if k < 2 or not 0 < p < 1:
+        raise StatisticsError(f"{k} block(s), error rate {100 * p:.1f} %: a design effect needs two blocks and a rate between 0 and 100 %")
     return float(k / (k - 1) * ((e - p * n)**2).sum() / (n.sum() * p * (1 - p)))
 
 

@@ -51,7 +51,8 @@ def map_session(
     "The signal of a session where it lies on disk, without a copy."
     offset, record = record_layout(session)
     if offset is None:
-        raise StoreError(f"{session.path}: field {GROUP}/{DATASET} is chunked or compressed, so it cannot be mapped in place; use placement cache, ram or auto")
+        raise StoreError(f"{session.path}: field {GROUP}/{DATASET} is chunked or compressed, so it cannot be mapped in place; use placement cache, "
+                         "ram or auto")
     (left, at), (_, right_at) = record.fields["emg_left"][:2], record.fields["emg_right"][:2]
     strides = (record.itemsize, right_at - at, left.base.itemsize)
     signal = np.ndarray((session.n_samples, 2, session.n_channels), left.base, map_file(session.path), offset + at, strides)
@@ -174,7 +175,8 @@ def place(
     "Carry out a placement for one session."
     chosen = natural_placement(session, dtype) if placement == "auto" else placement
     if chosen == "mmap":
-        if np.dtype(dtype) != np.float32: raise StoreError(f"{session.path}: a file is mapped as it is, in float32; for {np.dtype(dtype)} use cache, ram or device")
+        if np.dtype(dtype) != np.float32:
+            raise StoreError(f"{session.path}: a file is mapped as it is, in float32; for {np.dtype(dtype)} use cache, ram or device")
         return chosen, map_session(session)
     if chosen == "cache":
         try: return chosen, cached_session(session, folder, dtype)

@@ -72,7 +72,8 @@ def _entry_state(folders: list) -> tuple:
     own, states = folders[0], [run_state(f) for f in folders]
     if states[0] == "done":
         if (own / "notebook.ipynb").exists(): return "done", ""
-        return ("failed", f"a cell after the training failed: {own / 'failed.ipynb'}") if (own / "failed.ipynb").exists() else ("new", "trained already, its notebook is missing")
+        if (own / "failed.ipynb").exists(): return "failed", f"a cell after the training failed: {own / 'failed.ipynb'}"
+        return "new", "trained already, its notebook is missing"
     for state in ("running", "failed", "interrupted"):
         for folder, found in zip(folders, states, strict=True):
             if found != state: continue

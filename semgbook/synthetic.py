@@ -452,7 +452,8 @@ def write_corpus(
 def _is_written(folder, key):
     "Whether every file that the manifest of `folder` names is there."
     if not (folder / "manifest.json").is_file():
-        if folder.exists() and any(folder.iterdir()): raise SimulatorError(f"{folder} holds files that the simulator did not write: choose another folder, or empty this one")
+        if folder.exists() and any(folder.iterdir()):
+            raise SimulatorError(f"{folder} holds files that the simulator did not write: choose another folder, or empty this one")
         return False
     manifest = json.loads((folder / "manifest.json").read_text())
     return manifest["settings"] == key and all((folder / f).is_file() and (folder / f).stat().st_size == n for f, n in manifest["files"].items())
@@ -533,7 +534,8 @@ def write_finger_csv(
     user_shift:float=1.0, # how much users differ
 )->Path:
     "An 8-electrode finger recording at 200 Hz in Kao's layout: time, 8 integers, one-hot thumb to pinky and rest."
-    settings, draw = SimulatorSettings(rate_hz=1000.0, n_channels=8, unit_uv=150.0, noise_uv=6.0, hum_uv=2.0), lambda what: numpy_generator(seed, "finger", what)
+    settings = SimulatorSettings(rate_hz=1000.0, n_channels=8, unit_uv=150.0, noise_uv=6.0, hum_uv=2.0)
+    def draw(what): return numpy_generator(seed, "finger", what)
     user, seconds = draw_user(seed, user_shift, settings), 60 * minutes
     finger, border = finger_events(seconds, draw("events"))
     signal = record(finger_drive(finger, border, user, draw("drive")), user, draw("signal"), settings, int(seconds * settings.rate_hz))[:, 1]

@@ -81,7 +81,8 @@ class Model(nn.Module):
         frames, lengths = self.adapter.frames(frames, lengths)
         return self.encoder(frames, lengths), self.encoder.out_lengths(lengths)
 
-    def forward(self, signal: Tensor, lengths: Tensor, generator: torch.Generator | None = None, contexts: Tensor | None = None) -> Emissions:  # as for `encode`
+    def forward(self, signal: Tensor, lengths: Tensor, generator: torch.Generator | None = None,
+                contexts: Tensor | None = None) -> Emissions:  # as for `encode`
         "Log-probabilities of every class at every emission."
         return self.head(*self.encode(signal, lengths, generator, contexts))
 
@@ -157,7 +158,10 @@ def find_place(recipe: Recipe,
     for starter, names in PLACES.items():
         numbers = [int(environment.get(name, 0)) for name in names]
         if numbers[1] < 2: continue
-        if numbers[1] != world: raise TrainingError(f"the recipe asks for {world} processes (training.devices = {recipe.training.devices} x training.nodes = {recipe.training.nodes}) and {starter} has started {numbers[1]}: start {world}, or change the recipe")
+        if numbers[1] != world:
+            raise TrainingError(f"the recipe asks for {world} processes (training.devices = {recipe.training.devices} x "
+                                f"training.nodes = {recipe.training.nodes}) and {starter} has started {numbers[1]}: "
+                                f"start {world}, or change the recipe")
         return Place(*numbers)
     return None
 
@@ -225,7 +229,8 @@ def starting_weights(recipe: Recipe,
     for place in ([Path(root) / recipe.start] if root else []) + [Path(recipe.start).expanduser()]:
         path = place / "model.safetensors" if place.is_dir() else place
         if path.is_file(): return load_checkpoint(path)
-    raise ValueError(f"start = {recipe.start!r} is neither a finished run{f' in {root}' if root else ''}, nor a run folder, nor a checkpoint file: name one, or leave it empty")
+    raise ValueError(f"start = {recipe.start!r} is neither a finished run{f' in {root}' if root else ''}, nor a run folder, nor a checkpoint file: "
+                     "name one, or leave it empty")
 
 
 def lineage_of(start: Checkpoint | None,  # None: freshly drawn weights
@@ -241,9 +246,11 @@ def split_corpus(recipe: Recipe,  # corpus, users, split, minutes
     "Who trains, validates and tests; refused when it leaks, unless the recipe allows it."
     sessions = open_corpus(corpus_folder(recipe.data.corpus))
     wanted = set(recipe.data.users)
-    if missing := wanted - {s.user for s in sessions}: raise ValueError(f"data.users names {sorted(missing)}, who are not in corpus {recipe.data.corpus}")
+    if missing := wanted - {s.user for s in sessions}:
+        raise ValueError(f"data.users names {sorted(missing)}, who are not in corpus {recipe.data.corpus}")
     sessions = [s for s in sessions if not wanted or s.user in wanted]
-    if len(rates := {s.rate_hz for s in sessions}) > 1: raise ValueError(f"corpus {recipe.data.corpus} mixes sampling rates {sorted(rates)}: convert to one rate first")
+    if len(rates := {s.rate_hz for s in sessions}) > 1:
+        raise ValueError(f"corpus {recipe.data.corpus} mixes sampling rates {sorted(rates)}: convert to one rate first")
     split = make_split(recipe.data.split, sessions, **recipe.data.split_options)
     if recipe.data.train_minutes: split = limit_minutes(split, recipe.data.train_minutes, seed=0)
     return split.check(lineage, allow_leaks=recipe.data.allow_leaks)
@@ -574,7 +581,8 @@ def _strategy(recipe, place, device):
     from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
     from lightning.pytorch.strategies import DDPStrategy
     if place.world == 1: return dict(devices=1, plugins=[LightningEnvironment()])
-    ways = DDPStrategy(process_group_backend="nccl" if device.type == "cuda" else "gloo", find_unused_parameters=bool(recipe.unfreezing.schedule), timeout=timedelta(hours=2))
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    ways = DDPStrategy(process_group_backend=backend, find_unused_parameters=bool(recipe.unfreezing.schedule), timeout=timedelta(hours=2))
     started = TorchElasticEnvironment() if "RANK" in os.environ else SLURMEnvironment(auto_requeue=False)
     return dict(strategy=ways, devices=recipe.training.devices, num_nodes=recipe.training.nodes, plugins=[started])
 

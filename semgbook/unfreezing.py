@@ -57,7 +57,8 @@ def read_start(word: str,  # such as mlp@100/300*0.3
     share = re.fullmatch(r"(\d+)/([1-9]\d*)", {"0": "0/1"}.get(begin, begin))
     if name not in known: raise UnfreezingError(f"no group is called {name!r}: {suggest(name, known)}")
     if not at: raise UnfreezingError(f"{word!r} does not say when it begins: {word}@0, {word}@50/300 (after 50 of 300 epochs) or {word}@never")
-    if not share and begin != "never": raise UnfreezingError(f"{begin!r} is no share of the run: write 0, never, or a fraction such as {begin if begin.isdecimal() else 50}/300")
+    if not share and begin != "never":
+        raise UnfreezingError(f"{begin!r} is no share of the run: write 0, never, or a fraction such as {begin if begin.isdecimal() else 50}/300")
     num, den = map(int, share.groups()) if share else (1, 1)
     if share and num >= den: raise UnfreezingError(f"{begin} is not below 1, and the run would end before: write a smaller share, or never")
     try: factor = float(rate) if times else 1.0
@@ -104,7 +105,8 @@ def parameter_groups(model: nn.Module,  # with an encoder of blocks and a head
                      ) -> dict:  # group -> list of (parameter name, parameter), in the order in which the data meets them
     "All parameters of a model, each in exactly one group."
     if not hasattr(getattr(model, "encoder", None), "specs") or not hasattr(model, "head"):
-        raise UnfreezingError(f"{type(model).__name__} has no encoder made of blocks, or no head: groups are named by the blocks of model.encoder and by model.head")
+        raise UnfreezingError(f"{type(model).__name__} has no encoder made of blocks, or no head: "
+                              "groups are named by the blocks of model.encoder and by model.head")
     groups = {}
     for path, parameter in model.named_parameters(): groups.setdefault(group_of(model, path), []).append((path, parameter))
     return groups
@@ -124,7 +126,8 @@ def resolve_schedule(line: str,  # a schedule; empty: all groups move from the s
             raise point_in_schedule(line, *place, f"this model has no group left for {start.name!r}: {suggest(start.name, names)}")
         claimed |= {n: start for n in mine}
     if forgotten := [n for n in names if n not in claimed]:
-        raise UnfreezingError(f"the schedule {line!r} does not say when {' and '.join(forgotten)} begin{'s' * (len(forgotten) == 1)}: add {forgotten[0]}@..., or rest@0 for whatever is left")
+        raise UnfreezingError(f"the schedule {line!r} does not say when {' and '.join(forgotten)} begin{'s' * (len(forgotten) == 1)}: "
+                              f"add {forgotten[0]}@..., or rest@0 for whatever is left")
     return {n: claimed[n] for n in names}
 
 # %% ../nbs/35_unfreezing.ipynb #unfreezingsettings
@@ -181,7 +184,8 @@ class Unfreezing(MovingPlan):
         self.learnt = {name: [p for p in own if p.requires_grad] for name, own in self.parameters.items()}  # some blocks keep a part frozen for good
         self.statistics = [(group_of(model, path), m) for path, m in model.named_modules() if getattr(m, "track_running_stats", False)]
         if stuck := [n for n, own in self.learnt.items() if settings.schedule and self.begins[n] < epochs and not own]:
-            raise UnfreezingError(f"nothing in {stuck[0]!r} can move: it was frozen before. Call release() of an earlier Unfreezing of this model, or write {stuck[0]}@never")
+            raise UnfreezingError(f"nothing in {stuck[0]!r} can move: it was frozen before. Call release() of an earlier Unfreezing of this model, "
+                                  f"or write {stuck[0]}@never")
 
     def groups(self, lr: float) -> list:
         "Parameter groups for an optimiser, frozen ones included, so that its state has the same shape all the time."
@@ -308,7 +312,9 @@ def anchor_reference(model: nn.Module,  # right after the weights were loaded, b
     "Copies of the parameters that were loaded; buffers and new parameters have nothing to be pulled to."
     loaded, own = set(loaded), dict(model.named_parameters())
     reference = {name: p.detach().clone() for name, p in own.items() if name in loaded}
-    if not reference: raise UnfreezingError(f"none of the {len(loaded)} loaded tensors is a parameter of this model, so there is nothing to anchor: load weights first, or set anchor = 0")
+    if not reference:
+        raise UnfreezingError(f"none of the {len(loaded)} loaded tensors is a parameter of this model, so there is nothing to anchor: "
+                              "load weights first, or set anchor = 0")
     return reference
 
 
@@ -318,6 +324,7 @@ def anchor_pull(model: nn.Module,  # as it is now
     "Times `anchor`, a penalty whose gradient at each weight is `anchor` times its distance from where it began."
     own = dict(model.named_parameters())
     if wrong := [name for name, start in reference.items() if name not in own or own[name].shape != start.shape]:
-        raise UnfreezingError(f"the anchor holds {wrong[0]}, which this model does not have in that shape: make the reference from this model, right after loading")
+        raise UnfreezingError(f"the anchor holds {wrong[0]}, which this model does not have in that shape: make the reference from this model, "
+                              "right after loading")
     pulls = [(own[name] - start.to(own[name].device)).square().sum() for name, start in reference.items()]
     return sum(pulls) / 2 if pulls else torch.zeros(())

@@ -74,7 +74,8 @@ def judge(
 ) -> ReadReport: # the same report, when it passes
     "Refuse a file that is too dirty, with its first problem and the remedy."
     first = report.problems[0] if report.problems else report.file
-    if strict and (report.n_dirty or report.gaps): raise WristbandError(f"{first} (strict=True accepts no dirt; {report.n_dirty} rows, {report.gaps} jumps)")
+    if strict and (report.n_dirty or report.gaps):
+        raise WristbandError(f"{first} (strict=True accepts no dirt; {report.n_dirty} rows, {report.gaps} jumps)")
     if report.n_dirty > max_dirty * report.n_lines:
         raise WristbandError(f"{first}; {report.n_dirty} of {report.n_lines} rows are dirty, more than {100 * max_dirty:.3g} %. "
                              f"Correct the file, or accept them with max_dirty={min(1.0, 1.01 * report.n_dirty / max(1, report.n_lines)):.2g}")
@@ -205,7 +206,8 @@ class FingerRecording:
 def check_header(path: str | Path, header: bytes) -> None:
     "Refuse a file without a header, with too few or too many columns, or with the fingers in another order."
     names = [name.strip().strip('"').lower() for name in header.decode("utf-8-sig", "replace").split(",")]
-    if names[1:2] and names[1].lstrip("-").isdigit(): raise WristbandError(f"{path}, line 1: there is no header; write {','.join(KAO_COLUMNS)} above the data")
+    if names[1:2] and names[1].lstrip("-").isdigit():
+        raise WristbandError(f"{path}, line 1: there is no header; write {','.join(KAO_COLUMNS)} above the data")
     if len(names) != len(KAO_COLUMNS):
         raise WristbandError(f"{path}, line 1: {len(names)} columns, but {len(KAO_COLUMNS)} are needed: a time, 8 electrodes, {', '.join(FINGER_NAMES)}")
     if set(names) >= set(FINGER_NAMES) and tuple(names[9:]) != FINGER_NAMES:
@@ -346,7 +348,8 @@ def pair_users(
     "Sources with session names and users; two files of the same name are refused."
     stems = [session_stem(path) for path in paths]
     if not stems: raise WristbandError("no files were given to convert")
-    if twice := sorted({stem for stem in stems if stems.count(stem) > 1}): raise WristbandError(f"two files would become session {twice[0]}; rename one of them")
+    if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
+        raise WristbandError(f"two files would become session {twice[0]}; rename one of them")
     if users is not None and len(users) != len(stems): raise WristbandError(f"{len(users)} users for {len(stems)} files; give one user per file")
     return list(zip(paths, stems, map(str, users or stems)))
 
@@ -390,7 +393,8 @@ def write_recording(
     path.parent.mkdir(parents=True, exist_ok=True)
     right = (recording.signal - offsets).astype(np.float32)
     extra = {"device": device, "conversion": code, "offsets": json.dumps(np.round(offsets, 6).tolist()), "read_report": json.dumps(asdict(recording.report))}
-    return write_session(path, np.stack([np.zeros_like(right), right], axis=1), recording.times, *presses, name=name, user=user, rate_hz=RATE_HZ, attributes=extra)
+    both = np.stack([np.zeros_like(right), right], axis=1)
+    return write_session(path, both, recording.times, *presses, name=name, user=user, rate_hz=RATE_HZ, attributes=extra)
 
 # %% ../nbs/13_wristbands.ipynb #read-myo
 GESTURES = ("rest", "flexion", "extension", "radial deviation", "ulnar deviation", "pronation", "supination", "fist")
