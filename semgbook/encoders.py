@@ -182,8 +182,7 @@ class Encoder(nn.Module):
                 seen[spec.name] += 1
                 block = BLOCKS[spec.name](shape, **dict(spec.options))
                 self.blocks[f"{spec.name}{seen[spec.name]}"], shape = block, block.out_shape
-        if len(shape) > 1:
-            raise EncoderError(f"the encoder {format_encoder(self.specs)!r} ends in frames {shape}: add mlp or flatten, which make features")
+        if len(shape) > 1: raise EncoderError(f"the encoder {format_encoder(self.specs)!r} ends in frames {shape}: add mlp or flatten, which make features")
         self.out_features, = shape
         self.context, self.stride = compose_context(self.blocks.values())
         self.field, self.shortest = None if self.context is None else 1 + sum(self.context), shortest_input(self.blocks.values())
