@@ -34,7 +34,8 @@ def convert(args):
 
 def data(args):
     "List corpora, fetch one, or check every session of a folder."
-    from semgbook.corpora import NOT_HERE, check_corpus, check_lines, corpus_folder, describe_corpora, fetch, progress_line
+    from semgbook.corpora import NOT_HERE, check_corpus, check_lines, corpus_folder, describe_corpora, fetch
+    from semgbook.downloads import progress_line
     if args.action == "list":
         for name, row in describe_corpora(args.root).iterrows():
             print(name, *(f"    {field}: {value}" for field, value in row.items()), sep="\n")

@@ -23,3 +23,15 @@ def shared():
             pytest.skip(f"reference material ../shared/{relative} is not here")
         return path
     return find
+
+
+@pytest.fixture
+def serve():
+    "A function that starts a server of what a test says it should do; all are stopped at the end."
+    from toy_server import Server
+    started = []
+    def start(behave):
+        started.append(Server(behave))
+        return started[-1]
+    yield start
+    for server in started: server.close()
