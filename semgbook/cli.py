@@ -25,10 +25,14 @@ def convert(args):
     from semgbook.corpora import RECORDINGS
     from semgbook.repro import atomic_write
     from semgbook.wristbands import convert_kao, convert_myo
-    if args.device == "composed": paths = [p for folder in args.paths for p in compose_corpus(Path(folder), Path(args.out), args.minutes, seed=args.seed)]
-    elif args.device == "kao": paths = convert_kao([Path(p) for p in args.paths], Path(args.out), rest=not args.no_rest)
-    else: paths = [p for folder in args.paths for p in convert_myo(Path(folder), Path(args.out))]
-    if args.recordings: atomic_write(Path(args.out) / RECORDINGS, args.recordings + "\n")
+    out = Path(args.out)
+    if args.device == "composed":
+        paths = [p for folder in args.paths for p in compose_corpus(Path(folder), out, args.minutes, seed=args.seed)]
+    elif args.device == "kao":
+        paths = convert_kao([Path(p) for p in args.paths], out, rest=not args.no_rest)
+    else:
+        paths = [p for folder in args.paths for p in convert_myo(Path(folder), out)]
+    if args.recordings: atomic_write(out / RECORDINGS, args.recordings + "\n")
     for path in paths: print(path)
 
 
@@ -80,8 +84,12 @@ def list_suites(args):
     "Print all suites, or the rows of one."
     from semgbook.book import SUITES
     from semgbook.suites import plan_suite, row_line
-    if args.suite: print(*map(row_line, plan_suite(args.suite, args.out)), sep="\n")
-    else: print(*(f"{name:24}{len(entries):4} runs of {', '.join(dict.fromkeys(e for e, _ in entries))}" for name, entries in SUITES.items()), sep="\n")
+    if args.suite:
+        print(*map(row_line, plan_suite(args.suite, args.out)), sep="\n")
+        return
+    for name, entries in SUITES.items():
+        experiments = dict.fromkeys(e for e, _ in entries)
+        print(f"{name:24}{len(entries):4} runs of {', '.join(experiments)}")
 
 
 def book(args):
@@ -100,7 +108,9 @@ def book(args):
         print(f"stopped: `semgbook book {args.suite} --resume` goes on, each run from its last epoch", file=sys.stderr)
         return 130
     if left := remedy(args.suite, rows): print(left)
-    if any(row.state == "done" for row in rows): print(build_report(args.out, Path(args.out).resolve().parent / "report.html" if args.out else None, force=False))
+    if any(row.state == "done" for row in rows):
+        page = Path(args.out).resolve().parent / "report.html" if args.out else None
+        print(build_report(args.out, page, force=False))
     return 1 if left else 0
 
 # %% ../nbs/70_cli.ipynb #evaluate
@@ -121,9 +131,10 @@ def evaluate(args):
         part = Part(session, 0, session.n_samples)
         leaks = accepted_leaks(Split("eval", (), (), (part,)), lineage)
         for r in score_sessions(model, (part,), charset, recipe, readers_of(recipe, charset)):
-            extra = {"leaks": list(leaks)} if leaks else {}
-            text = {"text": r.prediction} if args.text else {}
-            print(json.dumps({"session": r.session, "user": r.user, "decoder": r.decoder, **r.counts.rates(), "n_reference": r.counts.n_reference, **extra, **text}, ensure_ascii=False))
+            row = {"session": r.session, "user": r.user, "decoder": r.decoder, **r.counts.rates(), "n_reference": r.counts.n_reference}
+            if leaks: row["leaks"] = list(leaks)
+            if args.text: row["text"] = r.prediction
+            print(json.dumps(row, ensure_ascii=False))
 
 
 def runs(args):
@@ -153,8 +164,10 @@ def import_checkpoint(args):
     model = build_model(recipe, 2, 16)
     table = import_published(Path(args.checkpoint), model.encoder, model.head)
     lineage = published_lineage(args.lineage) if args.lineage else Lineage(unknown="imported without naming its training data")
-    print(f"{len(table)} tensors; what they have seen: {args.lineage or 'unknown, so every test will be refused; name it with --lineage'}")
-    print(save_checkpoint(args.out, model, dict(recipe=recipe.to_dict(), lineage=lineage, charset="qwerty", n_bands=2, n_channels=16, rate_hz=2000.0, source=Path(args.checkpoint).name)))
+    seen = args.lineage or "unknown, so every test will be refused; name it with --lineage"
+    print(f"{len(table)} tensors; what they have seen: {seen}")
+    card = dict(recipe=recipe.to_dict(), lineage=lineage, charset="qwerty", n_bands=2, n_channels=16, rate_hz=2000.0)
+    print(save_checkpoint(args.out, model, dict(card, source=Path(args.checkpoint).name)))
 
 
 def export_model(args):
@@ -168,7 +181,7 @@ def export_model(args):
     apart = check_export(path, model.encoder, model.head, front_end).difference.max()
     print(f"{path}: equal to the model to {apart:.1e}")
 
-
+# %% ../nbs/70_cli.ipynb #bids
 def bids(args):
     "Write session files as an EMG-BIDS folder, or read one back."
     from semgbook.bids import read_bids, write_bids
@@ -191,34 +204,81 @@ def _argument(*names, **options): return names, options
 
 
 OUT = _argument("--out", default=None, help="folder of run folders (reports/runs)")
-VERBS = {
-    "synth": (synth, [_argument("corpus", nargs="?", default="embedded", help="embedded, fingers or users")]),
-    "convert": (convert, [_argument("device", choices=["kao", "myo", "composed"]), _argument("paths", nargs="+", help="CSV files (kao) or folders (myo; composed: semi-real finger presses from Myo gestures)"),
-                          _argument("--minutes", type=float, default=8.0, help="composed: length of each person's recording"), _argument("--seed", type=int, default=0, help="composed: of the events"),
-                          _argument("--out", required=True, help="folder for the session files"), _argument("--no-rest", action="store_true", help="leave the rest key out"),
-                          _argument("--recordings", default="", metavar="WORDS", help="what they are, such as real or semi-real: stands beside every number made with them")]),
-    "data": (data, [_argument("action", choices=["list", "fetch", "check"]), _argument("path", nargs="?", default="embedded", help="corpus name, or a folder to check"),
-                    _argument("--root", default=None, help="folder of real data sets (data/raw)"), _argument("--user", action="append", default=[], help="only this one, where the publisher keeps them apart"),
-                    _argument("--session", action="append", default=[], help="only this one, likewise"), _argument("--signal", action="store_true", help="check: read every sample too")]),
-    "run": (run, [_argument("experiment", help="id, such as e00"), _argument("-p", dest="parameter", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the notebook"),
-                  _argument("--smoke", action="store_true", help="the small run that proves the path works"), OUT]),
-    "book": (book, [_argument("suite", nargs="?", help="such as smoke, or a JSON file; without one: all there are"), _argument("--resume", action="store_true", help="also continue what failed or was interrupted"),
-                    _argument("--jobs", type=int, default=0, help="runs at a time (1, or one for each of the GPUs)"), _argument("--gpus", default="", help="GPUs to share out, such as 0,1"),
-                    _argument("--engine", default="local", help="local, or ray (the optional extra cluster)"), _argument("--address", default=None, help="ray: of a running cluster, such as auto"),
-                    _argument("--list", action="store_true", help="only say what there is and how far it is"), OUT]),
-    "train": (train, [_argument("preset", help="a preset, such as tds_embedded"), _argument("--experiment", default="e00", help="whose run it is: its notebook then finds it done"), _argument("--seed", type=int, default=0, help="of weights and order"),
-                      _argument("--corpus", default="", help="name or folder (the preset's)"), _argument("--overrides", default="{}", help="changes to the recipe, as JSON: {\"training.devices\": 2}"), OUT]),
-    "report": (report, [_argument("--runs", default=None, help="folder of run folders"), _argument("--output", default=None, help="the page to write")]),
-    "eval": (evaluate, [_argument("run", help="folder of a finished run, or a checkpoint"), _argument("sessions", nargs="+", help="session files"), _argument("--beam", type=int, default=0, help="also by beam search, with so many hypotheses"),
-                        _argument("--lm", default=None, help="also with a language model: embedded, an ARPA file or a KenLM binary"), _argument("--text", action="store_true", help="print the decoded text too")]),
+VERBS = {  # verb -> function and its arguments; first those that have to do with recordings
+    "synth": (synth, [
+        _argument("corpus", nargs="?", default="embedded", help="embedded, fingers or users")]),
+    "convert": (convert, [
+        _argument("device", choices=["kao", "myo", "composed"]),
+        _argument("paths", nargs="+", help="CSV files (kao) or folders (myo; composed: semi-real finger presses from Myo gestures)"),
+        _argument("--minutes", type=float, default=8.0, help="composed: length of each person's recording"),
+        _argument("--seed", type=int, default=0, help="composed: of the events"),
+        _argument("--out", required=True, help="folder for the session files"),
+        _argument("--no-rest", action="store_true", help="leave the rest key out"),
+        _argument("--recordings", default="", metavar="WORDS",
+                  help="what they are, such as real or semi-real: stands beside every number made with them")]),
+    "data": (data, [
+        _argument("action", choices=["list", "fetch", "check"]),
+        _argument("path", nargs="?", default="embedded", help="corpus name, or a folder to check"),
+        _argument("--root", default=None, help="folder of real data sets (data/raw)"),
+        _argument("--user", action="append", default=[], help="only this one, where the publisher keeps them apart"),
+        _argument("--session", action="append", default=[], help="only this one, likewise"),
+        _argument("--signal", action="store_true", help="check: read every sample too")]),
+}
+
+# %% ../nbs/70_cli.ipynb #verbs-of-runs-table
+VERBS |= {
+    "run": (run, [
+        _argument("experiment", help="id, such as e00"),
+        _argument("-p", dest="parameter", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the notebook"),
+        _argument("--smoke", action="store_true", help="the small run that proves the path works"),
+        OUT]),
+    "book": (book, [
+        _argument("suite", nargs="?", help="such as smoke, or a JSON file; without one: all there are"),
+        _argument("--resume", action="store_true", help="also continue what failed or was interrupted"),
+        _argument("--jobs", type=int, default=0, help="runs at a time (1, or one for each of the GPUs)"),
+        _argument("--gpus", default="", help="GPUs to share out, such as 0,1"),
+        _argument("--engine", default="local", help="local, or ray (the optional extra cluster)"),
+        _argument("--address", default=None, help="ray: of a running cluster, such as auto"),
+        _argument("--list", action="store_true", help="only say what there is and how far it is"),
+        OUT]),
+    "train": (train, [
+        _argument("preset", help="a preset, such as tds_embedded"),
+        _argument("--experiment", default="e00", help="whose run it is: its notebook then finds it done"),
+        _argument("--seed", type=int, default=0, help="of weights and order"),
+        _argument("--corpus", default="", help="name or folder (the preset's)"),
+        _argument("--overrides", default="{}", help="changes to the recipe, as JSON: {\"training.devices\": 2}"),
+        OUT]),
+    "report": (report, [
+        _argument("--runs", default=None, help="folder of run folders"),
+        _argument("--output", default=None, help="the page to write")]),
+    "eval": (evaluate, [
+        _argument("run", help="folder of a finished run, or a checkpoint"),
+        _argument("sessions", nargs="+", help="session files"),
+        _argument("--beam", type=int, default=0, help="also by beam search, with so many hypotheses"),
+        _argument("--lm", default=None, help="also with a language model: embedded, an ARPA file or a KenLM binary"),
+        _argument("--text", action="store_true", help="print the decoded text too")]),
     "runs": (runs, [OUT]),
-    "import": (import_checkpoint, [_argument("checkpoint", help="a published Lightning file"), _argument("--out", required=True, help="the .safetensors file to write"),
-                                   _argument("--lineage", default=None, help="what it was trained on, such as emg2qwerty-generic")]),
-    "export": (export_model, [_argument("run", help="folder of a finished run, or a checkpoint"), _argument("out", help="a .onnx file, or a TorchScript file"),
-                              _argument("--raw", action="store_true", help="begin with the raw signal instead of the spectrogram")]),
-    "bids": (bids, [_argument("action", choices=["write", "read"]), _argument("source", help="folder of sessions (write) or a BIDS folder (read)"), _argument("out", help="the folder to make"),
-                    _argument("--licence", default="unstated", help="write: licence of the recordings")]),
-    "lm": (lm, [_argument("text", help="a text file"), _argument("out", help="the .arpa file to write"), _argument("--order", type=int, default=6, help="longest n-gram")]),
+}
+
+# %% ../nbs/70_cli.ipynb #verbs-of-other-tools-table
+VERBS |= {
+    "import": (import_checkpoint, [
+        _argument("checkpoint", help="a published Lightning file"),
+        _argument("--out", required=True, help="the .safetensors file to write"),
+        _argument("--lineage", default=None, help="what it was trained on, such as emg2qwerty-generic")]),
+    "export": (export_model, [
+        _argument("run", help="folder of a finished run, or a checkpoint"),
+        _argument("out", help="a .onnx file, or a TorchScript file"),
+        _argument("--raw", action="store_true", help="begin with the raw signal instead of the spectrogram")]),
+    "bids": (bids, [
+        _argument("action", choices=["write", "read"]),
+        _argument("source", help="folder of sessions (write) or a BIDS folder (read)"),
+        _argument("out", help="the folder to make"),
+        _argument("--licence", default="unstated", help="write: licence of the recordings")]),
+    "lm": (lm, [
+        _argument("text", help="a text file"),
+        _argument("out", help="the .arpa file to write"),
+        _argument("--order", type=int, default=6, help="longest n-gram")]),
     "lab": (lab, [_argument("options", nargs="*", help="passed to JupyterLab")]),
 }
 

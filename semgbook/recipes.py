@@ -20,6 +20,7 @@ import copy
 import dataclasses
 import difflib
 import functools
+import itertools
 import json
 import math
 import re
@@ -113,7 +114,9 @@ class Decoding:
     recalibrate: bool = False  # also read every test session with the input norm's statistics of that session
 
 # %% ../nbs/50_recipes.ipynb #recipe
-LATER = ("keep_keys", "first_layer", "unfreezing", "domain", "data.electrode_fill", "data.empty_band", "decoding.recalibrate", "training.devices", "training.nodes", "training.loggers")  # fields that older recipes did not have
+LATER = (  # fields that older recipes did not have
+    "keep_keys", "first_layer", "unfreezing", "domain", "data.electrode_fill", "data.empty_band",
+    "decoding.recalibrate", "training.devices", "training.nodes", "training.loggers")
 
 
 @dataclass(frozen=True)
@@ -194,23 +197,18 @@ def recipe_from_dict(values: dict,  # what `Recipe.to_dict` made, or a person wr
     return checked(read_fields(Recipe, values))
 
 # %% ../nbs/50_recipes.ipynb #at
-CHOICES = {"optimiser.name": ("adam", "adamw"), "optimiser.schedule": ("constant", "warmup_cosine", "one_cycle"),
-           "training.precision": ("32-true", "bf16-mixed", "16-mixed"), "training.device": ("auto", "cpu", "cuda"),
-           "data.placement": ("auto", "mmap", "cache", "ram", "device"), "data.rate_method": ("decimate", "hold", "frames"),
-           "data.electrode_fill": ("tile", "interpolate"), "data.empty_band": ("zeros", "mirror"), "first_layer": ("shape", "frequency")}
-POSITIVE = ("data.rate_factor", "data.window_s", "front_end.n_fft", "front_end.hop", "optimiser.lr", "optimiser.accumulate",
-            "training.epochs", "training.batch_size", "training.decode_train_every", "training.devices", "training.nodes")
-NOT_NEGATIVE = ("training.steps", "decoding.beam", "decoding.top_classes", "data.train_minutes", "data.left_context_s", "data.right_context_s", "data.electrodes", "optimiser.weight_decay", "optimiser.warmup",
-                "optimiser.clip", "training.patience")
-
-
+CHOICES = {  # place -> the words it may hold
+    "optimiser.name": ("adam", "adamw"), "optimiser.schedule": ("constant", "warmup_cosine", "one_cycle"),
+    "training.precision": ("32-true", "bf16-mixed", "16-mixed"), "training.device": ("auto", "cpu", "cuda"),
+    "data.placement": ("auto", "mmap", "cache", "ram", "device"), "data.rate_method": ("decimate", "hold", "frames"),
+    "data.electrode_fill": ("tile", "interpolate"), "data.empty_band": ("zeros", "mirror"), "first_layer": ("shape", "frequency")}
+POSITIVE = (
+    "data.rate_factor", "data.window_s", "front_end.n_fft", "front_end.hop", "optimiser.lr", "optimiser.accumulate",
+    "training.epochs", "training.batch_size", "training.decode_train_every", "training.devices", "training.nodes")
+NOT_NEGATIVE = (
+    "training.steps", "decoding.beam", "decoding.top_classes", "data.train_minutes", "data.left_context_s", "data.right_context_s",
+    "data.electrodes", "optimiser.weight_decay", "optimiser.warmup", "optimiser.clip", "training.patience")
 LOGGERS = ("csv", "tensorboard", "wandb")  # where the rows of an epoch may go
-
-
-def n_processes(recipe,  # a Recipe
-                ) -> int:
-    "How many processes train one model together."
-    return recipe.training.devices * recipe.training.nodes
 
 
 def _at(recipe, place):
@@ -219,25 +217,48 @@ def _at(recipe, place):
     return recipe
 
 
+def _impossible_values(recipe):
+    "A sentence for every value that is impossible by itself."
+    for place, words in CHOICES.items():
+        if _at(recipe, place) not in words: yield f"{place} = {_at(recipe, place)!r}: choose one of {', '.join(words)}"
+    for place in POSITIVE:
+        if not 0 < _at(recipe, place) < math.inf: yield f"{place} = {_at(recipe, place)} must be above 0"
+    for place in NOT_NEGATIVE:
+        if not _at(recipe, place) >= 0: yield f"{place} = {_at(recipe, place)} must not be negative"
+
+# %% ../nbs/50_recipes.ipynb #checked
+def n_processes(recipe,  # a Recipe
+                ) -> int:
+    "How many processes train one model together."
+    return recipe.training.devices * recipe.training.nodes
+
+
+def _contradictions(recipe):
+    "A sentence for every rule that joins two fields or looks into one."
+    training, decoding = recipe.training, recipe.decoding
+    if (decoding.lm or decoding.sweep) and not decoding.beam:
+        yield "decoding.lm and decoding.sweep need a beam search: set decoding.beam, such as 50"
+    if decoding.sweep and not decoding.lm:
+        yield "decoding.sweep weighs a language model: name one in decoding.lm"
+    if decoding.recalibrate and not re.match(r"norm\b", encoder_line(recipe.encoder)):
+        yield f"decoding.recalibrate needs an encoder that begins with norm, not {recipe.encoder!r}: set it to false"
+    if recipe.unfreezing.anchor and not recipe.start:
+        yield "unfreezing.anchor pulls towards the weights a run starts from: name them in start"
+    if unknown := [n for n in training.loggers if n not in LOGGERS]:
+        yield f"training.loggers names {unknown[0]!r}: choose among {', '.join(LOGGERS)}"
+    if "csv" not in training.loggers:
+        yield "training.loggers without csv: history.csv is what every page reads, so keep it among them"
+    if rest := training.batch_size % n_processes(recipe):
+        yield (f"training.batch_size = {training.batch_size} does not divide among {n_processes(recipe)} processes "
+               f"(training.devices = {training.devices}, training.nodes = {training.nodes}): "
+               f"take {training.batch_size - rest or n_processes(recipe)}, or other devices")
+    if recipe.optimiser.warmup >= 1: yield "optimiser.warmup is a share of all steps and must be below 1"
+
+
 def checked(recipe: Recipe,  # any recipe
             ) -> Recipe:
     "The same recipe, if it can be carried out; an error naming the field if not."
-    for place, words in CHOICES.items():
-        if _at(recipe, place) not in words: raise RecipeError(f"{place} = {_at(recipe, place)!r}: choose one of {', '.join(words)}")
-    for place in POSITIVE:
-        if not (_at(recipe, place) > 0 and math.isfinite(_at(recipe, place))): raise RecipeError(f"{place} = {_at(recipe, place)} must be above 0")
-    for place in NOT_NEGATIVE:
-        if not _at(recipe, place) >= 0: raise RecipeError(f"{place} = {_at(recipe, place)} must not be negative")
-    if (recipe.decoding.lm or recipe.decoding.sweep) and not recipe.decoding.beam: raise RecipeError("decoding.lm and decoding.sweep need a beam search: set decoding.beam, such as 50")
-    if recipe.decoding.sweep and not recipe.decoding.lm: raise RecipeError("decoding.sweep weighs a language model: name one in decoding.lm")
-    if recipe.decoding.recalibrate and not re.match(r"norm\b", encoder_line(recipe.encoder)): raise RecipeError(f"decoding.recalibrate needs an encoder that begins with norm, not {recipe.encoder!r}: set it to false")
-    if recipe.unfreezing.anchor and not recipe.start: raise RecipeError("unfreezing.anchor pulls towards the weights a run starts from: name them in start")
-    if unknown := [n for n in recipe.training.loggers if n not in LOGGERS]: raise RecipeError(f"training.loggers names {unknown[0]!r}: choose among {', '.join(LOGGERS)}")
-    if "csv" not in recipe.training.loggers: raise RecipeError("training.loggers without csv: history.csv is what every page reads, so keep it among them")
-    if rest := recipe.training.batch_size % n_processes(recipe):
-        raise RecipeError(f"training.batch_size = {recipe.training.batch_size} does not divide among {n_processes(recipe)} processes (training.devices = {recipe.training.devices}, training.nodes = {recipe.training.nodes}): "
-                          f"take {recipe.training.batch_size - rest or n_processes(recipe)}, or other devices")
-    if recipe.optimiser.warmup >= 1: raise RecipeError("optimiser.warmup is a share of all steps and must be below 1")
+    for fault in itertools.chain(_impossible_values(recipe), _contradictions(recipe)): raise RecipeError(fault)
     return recipe
 
 # %% ../nbs/50_recipes.ipynb #override
@@ -261,8 +282,10 @@ def differences(recipe: Recipe,  # the one of interest
                 ) -> dict:
     "Dotted place -> (value in base, value in recipe), for every value that differs."
     def flat(values, where=""):
-        return {k: v for n, x in values.items() for k, v in (flat(x, f"{where}{n}.") if isinstance(x, dict) and x else {where + n: x}).items()}
-    a, b = flat(base.to_dict()), flat(recipe.to_dict())
+        for name, value in values.items():
+            if isinstance(value, dict) and value: yield from flat(value, f"{where}{name}.")
+            else: yield where + name, value
+    a, b = dict(flat(base.to_dict())), dict(flat(recipe.to_dict()))
     return {k: (a.get(k), b.get(k)) for k in sorted({*a, *b}) if a.get(k) != b.get(k) and k not in ("name", "method")}
 
 # %% ../nbs/50_recipes.ipynb #tds-generic
@@ -273,20 +296,26 @@ BASELINE = Optimiser(name="adam", lr=1e-3, schedule="warmup_cosine", warmup=10 /
 
 
 def tds_generic() -> Recipe:
-    "The baseline (TDS convolutions, 5.3 M parameters, 150 epochs; days on one GPU). Published: 55.38 % macro test CER on unseen users, emg2qwerty Table 2."
+    """The baseline (TDS convolutions, 5.3 M parameters, 150 epochs; days on one GPU).
+
+    Published: 55.38 % macro test CER on unseen users, emg2qwerty Table 2."""
     return Recipe("tds_generic", "TDS", GENERIC, augment=STANDARD, encoder="tds",
                   optimiser=BASELINE, training=Training(epochs=150, precision="bf16-mixed"))
 
 
 def bilstm_generic() -> Recipe:
-    "Residual BiLSTM of the first report (13 h for 50 epochs on an RTX 3080). Published: 43.53 % validation, 48.41 % micro test CER, Table 2."
+    """Residual BiLSTM of the first report (13 h for 50 epochs on an RTX 3080).
+
+    Published: 43.53 % validation, 48.41 % micro test CER, Table 2."""
     augment = replace(STANDARD, gain=(0.8, 1.2), noise_std=(0.01, 0.03))
     return Recipe("bilstm_generic", "BiLSTM", GENERIC, augment=augment, encoder="bilstm",
                   optimiser=BASELINE, training=Training(epochs=50))
 
 
 def tds_personal() -> Recipe:
-    "The baseline for one held-out user from random weights, user 0 to 7 by split_options (about an hour on one GPU). Published: 15.38 % macro test CER over the eight, Table 2."
+    """The baseline for one held-out user from random weights, user 0 to 7 by split_options (about an hour on one GPU).
+
+    Published: 15.38 % macro test CER over the eight, Table 2."""
     return replace(tds_generic(), name="tds_personal", method="TDS, random start", data=PERSONAL)
 
 
@@ -296,14 +325,20 @@ def tds_finetuned() -> Recipe:
 
 
 def tds_decoded() -> Recipe:
-    "The personal baseline, read greedily, by beam search and with a language model (name its ARPA file in decoding.lm). Published: 15.38 % greedy, 9.55 % with the model, Table 2."
-    return replace(tds_personal(), name="tds_decoded", method="TDS", decoding=Decoding(beam=50, lm="wikitext-103-6gram-charlm.arpa", sweep=True))
+    """The personal baseline, read greedily, by beam search and with a language model (name its ARPA file in decoding.lm).
+
+    Published: 15.38 % greedy, 9.55 % with the model, Table 2."""
+    decoding = Decoding(beam=50, lm="wikitext-103-6gram-charlm.arpa", sweep=True)
+    return replace(tds_personal(), name="tds_decoded", method="TDS", decoding=decoding)
 
 # %% ../nbs/50_recipes.ipynb #bilstm-kao
 def bilstm_kao() -> Recipe:
-    "Table 3 of the first report: BiLSTM on one 8-electrode 200 Hz wristband (100 epochs, some minutes on a CPU). Published: 2.089 % validation, 22.913 % test CER, rest counted."
+    """Table 3 of the first report: BiLSTM on one 8-electrode 200 Hz wristband (100 epochs, some minutes on a CPU).
+
+    Published: 2.089 % validation, 22.913 % test CER, rest counted."""
     data = Data("fingers", charset="fingers", split="fraction", electrodes=16)
-    augment = AugmentSettings(rotation=1, alignment_jitter=12, n_time_masks=3, time_width=8, n_freq_masks=2, freq_width=4, gain=(0.8, 1.2), noise_std=(0.01, 0.03))
+    augment = AugmentSettings(rotation=1, alignment_jitter=12, n_time_masks=3, time_width=8, n_freq_masks=2, freq_width=4,
+                              gain=(0.8, 1.2), noise_std=(0.01, 0.03))
     return Recipe("bilstm_kao", "BiLSTM", data, FrontEndSettings(n_fft=64, hop=10), augment, "bilstm", 2.0,
                   Optimiser("adamw", 2e-3, 0.05, "one_cycle", warmup=0.3, clip=0.7), Training(epochs=100), Decoding(recalibrate=True))
 
@@ -313,10 +348,13 @@ SMALL = "norm mlp(features=64) bilstm(layers=2,hidden=48,dropout=0.3)"
 
 
 def bilstm_kao_transfer() -> Recipe:
-    "Table 4 of the first report: weights of the large corpus, gradual unfreezing over 300 epochs, clip 1.0. Published: 4.178 % validation, 21.522 % test CER, rest counted."
+    """Table 4 of the first report: weights of the large corpus, gradual unfreezing over 300 epochs, clip 1.0.
+
+    Published: 4.178 % validation, 21.522 % test CER, rest counted."""
     base = bilstm_kao()
-    return replace(base, name="bilstm_kao_transfer", method="BiLSTM, transfer as published", start="generic", keep_keys=False, optimiser=replace(base.optimiser, clip=1.0),
-                   unfreezing=UnfreezingSettings(PUBLISHED_SCHEDULE, freeze_statistics=False), training=Training(epochs=300))
+    return replace(base, name="bilstm_kao_transfer", method="BiLSTM, transfer as published", start="generic", keep_keys=False,
+                   optimiser=replace(base.optimiser, clip=1.0), training=Training(epochs=300),
+                   unfreezing=UnfreezingSettings(PUBLISHED_SCHEDULE, freeze_statistics=False))
 
 
 def small(recipe: Recipe, epochs: int) -> Recipe:
@@ -336,32 +374,40 @@ def bilstm_small_transfer() -> Recipe:
 
 def bilstm_small_warm() -> Recipe:
     "Table 4 in small with a warm-up for every group, frozen statistics and kept keys. Nothing published."
-    return replace(bilstm_small_transfer(), name="bilstm_small_warm", method="BiLSTM, transfer, own warm-ups", keep_keys=True, unfreezing=UnfreezingSettings(PUBLISHED_SCHEDULE, cycle="group"))
+    return replace(bilstm_small_transfer(), name="bilstm_small_warm", method="BiLSTM, transfer, own warm-ups", keep_keys=True,
+                   unfreezing=UnfreezingSettings(PUBLISHED_SCHEDULE, cycle="group"))
 
 
 def bilstm_small_finetuned() -> Recipe:
     "Table 4 in small with everything moving from the start. Nothing published."
-    return replace(bilstm_small_transfer(), name="bilstm_small_finetuned", method="BiLSTM, transfer, all at once", keep_keys=True, unfreezing=UnfreezingSettings())
+    return replace(bilstm_small_transfer(), name="bilstm_small_finetuned", method="BiLSTM, transfer, all at once", keep_keys=True,
+                   unfreezing=UnfreezingSettings())
 
-
+# %% ../nbs/50_recipes.ipynb #kin-presets
 def bilstm_small_rolling() -> Recipe:
     "Table 3 in small behind a rolling normalisation of every electrode and frequency. Nothing published."
-    return replace(bilstm_small(), name="bilstm_small_rolling", method="BiLSTM, rolling normalisation", encoder="rolling(settle=40) " + SMALL, decoding=Decoding())
+    return replace(bilstm_small(), name="bilstm_small_rolling", method="BiLSTM, rolling normalisation",
+                   encoder="rolling(settle=40) " + SMALL, decoding=Decoding())
 
 
 def bilstm_small_joint() -> Recipe:
     "The same, trained together with other persons; say who tests and who validates in data.split_options. Nothing published."
-    return replace(bilstm_small_rolling(), name="bilstm_small_joint", method="BiLSTM, rolling normalisation, with other persons", training=Training(epochs=40))
+    return replace(bilstm_small_rolling(), name="bilstm_small_joint", method="BiLSTM, rolling normalisation, with other persons",
+                   training=Training(epochs=40))
 
 
 def source_simulated() -> Recipe:
     "A network to transfer from: two simulated users at 2 kHz, all keys, the small BiLSTM. Nothing published: the data are simulated."
-    return replace(bilstm_embedded(), name="source_simulated", method="source, simulated 2 kHz", encoder=SMALL, data=replace(EMBEDDED_GENERIC, left_context_s=0.3), training=Training(epochs=60, batch_size=8))
+    return replace(bilstm_embedded(), name="source_simulated", method="source, simulated 2 kHz", encoder=SMALL,
+                   data=replace(EMBEDDED_GENERIC, left_context_s=0.3), training=Training(epochs=60, batch_size=8))
 
 
 def source_persons() -> Recipe:
-    "A network to transfer from: other persons' wristbands, a folder given with corpus; name who tests in data.split_options. Nothing published."
-    return replace(bilstm_small(), name="source_persons", method="source, other persons", data=replace(bilstm_kao().data, split_options={"test_users": ["subject2"]}))
+    """A network to transfer from: other persons' wristbands, a folder given with corpus; name who tests in data.split_options.
+
+    Nothing published."""
+    return replace(bilstm_small(), name="source_persons", method="source, other persons",
+                   data=replace(bilstm_kao().data, split_options={"test_users": ["subject2"]}))
 
 # %% ../nbs/50_recipes.ipynb #users-presets
 CLEAN = SMALL.replace(",dropout=0.3", "")
@@ -370,7 +416,8 @@ USERS = Data("users", charset="fingers", split="leave_users_out", electrodes=16)
 
 def users_erm() -> Recipe:
     "Many persons trained together, nothing done about their differences. Nothing published: the data are simulated."
-    return replace(bilstm_small(), name="users_erm", method="ERM", data=USERS, augment=AugmentSettings(), encoder=CLEAN, training=Training(epochs=60))
+    return replace(bilstm_small(), name="users_erm", method="ERM", data=USERS, augment=AugmentSettings(), encoder=CLEAN,
+                   training=Training(epochs=60))
 
 
 def users_with(name: str, label: str, **domain) -> Recipe:
@@ -379,15 +426,20 @@ def users_with(name: str, label: str, **domain) -> Recipe:
 
 
 def users_dann_published() -> Recipe:
-    "DANN as the first report describes it: per frame, constant lambda of 1 from the start. Nothing published but that it had difficulty converging."
+    """DANN as the first report describes it: per frame, constant lambda of 1 from the start.
+
+    Nothing published but that it had difficulty converging."""
     return users_with("users_dann_published", "DANN as published", method="dann", weight=1.0, ramp=0.0, pooling="frame")
 
 
-ADVERSARY = dict(method="dann", weight=1.0, ramp=10.0, warmup=0.3, hidden=256, lr=0.03, smoothing=0.1, cap=0.7, balanced=True, standardised=True)
+ADVERSARY = dict(method="dann", weight=1.0, ramp=10.0, warmup=0.3, hidden=256, lr=0.03, smoothing=0.1, cap=0.7,
+                 balanced=True, standardised=True)
 
 
 def users_dann() -> Recipe:
-    "DANN with warm-up, ramp, pooled and standardised judgement, label smoothing, capped gradient, balanced users. Nothing published: the data are simulated."
+    """DANN with warm-up, ramp, pooled and standardised judgement, label smoothing, capped gradient, balanced users.
+
+    Nothing published: the data are simulated."""
     return users_with("users_dann", "DANN", **ADVERSARY)
 
 
@@ -403,7 +455,8 @@ def users_mmd() -> Recipe:
 
 def users_rolling() -> Recipe:
     "ERM behind a rolling normalisation of every electrode and frequency. Nothing published: the data are simulated."
-    return replace(users_erm(), name="users_rolling", method="rolling normalisation", encoder="rolling(settle=20) " + CLEAN, decoding=Decoding())
+    return replace(users_erm(), name="users_rolling", method="rolling normalisation",
+                   encoder="rolling(settle=20) " + CLEAN, decoding=Decoding())
 
 
 def users_rolling_dann() -> Recipe:
@@ -417,21 +470,25 @@ QUICK = Optimiser("adamw", 3e-3, 0.01, "one_cycle", warmup=0.3, clip=1.0)
 
 def tds_embedded() -> Recipe:
     "A narrow TDS on one simulated user (about two minutes on two CPU cores). Nothing published: the data are simulated."
-    return Recipe("tds_embedded", "TDS", replace(EMBEDDED, left_context_s=0.4), FrontEndSettings(hop=32), STANDARD, "norm mlp(features=64) tds:2(channels=8,kernel=16)", 4.0,
-                  QUICK, Training(epochs=60, batch_size=8))
+    return Recipe("tds_embedded", "TDS", replace(EMBEDDED, left_context_s=0.4), FrontEndSettings(hop=32), STANDARD,
+                  encoder="norm mlp(features=64) tds:2(channels=8,kernel=16)", blank_bias=4.0,
+                  optimiser=QUICK, training=Training(epochs=60, batch_size=8))
 
 
 def bilstm_embedded() -> Recipe:
     "A narrow residual BiLSTM on one simulated user (about two minutes on two CPU cores). Nothing published: the data are simulated."
-    return Recipe("bilstm_embedded", "BiLSTM", replace(EMBEDDED, left_context_s=0.3), FrontEndSettings(hop=32), STANDARD, "norm mlp(features=64) bilstm(layers=1,hidden=96,dropout=0.1)", 4.0,
-                  QUICK, Training(epochs=60, batch_size=6))
+    return Recipe("bilstm_embedded", "BiLSTM", replace(EMBEDDED, left_context_s=0.3), FrontEndSettings(hop=32), STANDARD,
+                  encoder="norm mlp(features=64) bilstm(layers=1,hidden=96,dropout=0.1)", blank_bias=4.0,
+                  optimiser=QUICK, training=Training(epochs=60, batch_size=6))
 
 # %% ../nbs/50_recipes.ipynb #generic-embedded
 EMBEDDED_GENERIC = Data("embedded", split="fraction", split_options={"test_users": ["user0"]}, left_context_s=0.4)
 
 
 def tds_generic_embedded() -> Recipe:
-    "The generic protocol on two simulated users, tested on a third (some minutes on two CPU cores). Nothing published: the data are simulated."
+    """The generic protocol on two simulated users, tested on a third (some minutes on two CPU cores).
+
+    Nothing published: the data are simulated."""
     return replace(tds_embedded(), name="tds_generic_embedded", data=EMBEDDED_GENERIC)
 
 
@@ -456,34 +513,54 @@ def tds_decoded_embedded() -> Recipe:
 
 # %% ../nbs/50_recipes.ipynb #hybrids
 HYBRIDS = {  # encoder -> method, published validation and test CER in percent (None: not published)
-    "tds_2": ("CNN 2", None, None), "tds_4": ("CNN 4", 20.69, 22.65), "tds_6": ("CNN 6", None, None), "tds_8": ("CNN 8", None, None),
-    "tds_2_transformer_2": ("CNN 2 + Transformer 2", None, None), "tds_4_transformer_2": ("CNN 4 + Transformer 2", 18.19, 24.36), "tds_4_transformer_4": ("CNN 4 + Transformer 4", 18.85, 24.88),
-    "tds_6_transformer_2": ("CNN 6 + Transformer 2", None, None), "tds_8_transformer_2": ("CNN 8 + Transformer 2", None, None),
-    "tds_4_gpt2_2": ("CNN 4 + GPT-2, 2 + 2 trained", 20.38, None), "tds_4_gpt2_1": ("CNN 4 + GPT-2, 1 + 1 trained", 18.68, None),
-    "lstm_4": ("BiLSTM 4", 19.52, 21.01), "lstm_4_tds_2": ("BiLSTM 4 + CNN 2", 19.74, 19.62), "lstm_4_tds_4": ("BiLSTM 4 + CNN 4", 17.32, 19.43), "tds_4_lstm_4": ("CNN 4 + BiLSTM 4", 17.39, 19.41),
-    "gru_4": ("GRU 4", 19.78, 19.88), "gru_4_tds_4": ("GRU 4 + CNN 4", 16.30, 18.11),
-    "transformer_2_gru_4_tds_4": ("Transformer 2 + GRU 4 + CNN 4", 15.11, 17.61), "transformer_2_lstm_4_tds_4": ("Transformer 2 + BiLSTM 4 + CNN 4", 19.74, 19.95),
-    "local_2_gru_4_tds_4": ("local attention 2 + GRU 4 + CNN 4", None, None), "conformer_2": ("Conformer 2", None, None), "stride_8_gru_4": ("stride 8 + GRU 4", None, None)}
+    "tds_2": ("CNN 2", None, None),
+    "tds_4": ("CNN 4", 20.69, 22.65),
+    "tds_6": ("CNN 6", None, None),
+    "tds_8": ("CNN 8", None, None),
+    "tds_2_transformer_2": ("CNN 2 + Transformer 2", None, None),
+    "tds_4_transformer_2": ("CNN 4 + Transformer 2", 18.19, 24.36),
+    "tds_4_transformer_4": ("CNN 4 + Transformer 4", 18.85, 24.88),
+    "tds_6_transformer_2": ("CNN 6 + Transformer 2", None, None),
+    "tds_8_transformer_2": ("CNN 8 + Transformer 2", None, None),
+    "tds_4_gpt2_2": ("CNN 4 + GPT-2, 2 + 2 trained", 20.38, None),
+    "tds_4_gpt2_1": ("CNN 4 + GPT-2, 1 + 1 trained", 18.68, None),
+    "lstm_4": ("BiLSTM 4", 19.52, 21.01),
+    "lstm_4_tds_2": ("BiLSTM 4 + CNN 2", 19.74, 19.62),
+    "lstm_4_tds_4": ("BiLSTM 4 + CNN 4", 17.32, 19.43),
+    "tds_4_lstm_4": ("CNN 4 + BiLSTM 4", 17.39, 19.41),
+    "gru_4": ("GRU 4", 19.78, 19.88),
+    "gru_4_tds_4": ("GRU 4 + CNN 4", 16.30, 18.11),
+    "transformer_2_gru_4_tds_4": ("Transformer 2 + GRU 4 + CNN 4", 15.11, 17.61),
+    "transformer_2_lstm_4_tds_4": ("Transformer 2 + BiLSTM 4 + CNN 4", 19.74, 19.95),
+    "local_2_gru_4_tds_4": ("local attention 2 + GRU 4 + CNN 4", None, None),
+    "conformer_2": ("Conformer 2", None, None),
+    "stride_8_gru_4": ("stride 8 + GRU 4", None, None)}
 COURSE = Data("emg2qwerty", split="course", users=("89335547",))
 
-
+# %% ../nbs/50_recipes.ipynb #hybrid
 def hybrid(encoder: str,  # a key of HYBRIDS
            ) -> Recipe:
     "An architecture of the second report at its published width, on its subject."
-    return Recipe(f"hybrid_{encoder}", HYBRIDS[encoder][0], COURSE, augment=STANDARD, encoder=encoder, optimiser=replace(BASELINE, warmup=0.2, per_epoch=True), training=Training(epochs=50))
+    return Recipe(f"hybrid_{encoder}", HYBRIDS[encoder][0], COURSE, augment=STANDARD, encoder=encoder,
+                  optimiser=replace(BASELINE, warmup=0.2, per_epoch=True), training=Training(epochs=50))
 
 
 @cache
 def suitable_context(line: str,  # of an encoder
                      n_fft: int, hop: int,  # of the front end, samples at 2 kHz
                      ) -> float:
-    "Left context that suits an encoder, s: what it takes to give one feature less an eighth of a second; at least 0.3 where its field has no bound."
+    """Left context that suits an encoder, s.
+
+    What it takes to give one feature less an eighth of a second; at least 0.3 where its field has no bound."""
     line = re.sub(r"gpt2\S*", "transformer", line)  # takes no frames either, and needs no optional package
     encoder = sketch(line, 2, 16, n_fft // 2 + 1)
     return round(max((n_fft + (encoder.shortest - 1) * hop) / 2000 - 0.125, 0.3 if encoder.field is None else 0.0), 3)
 
 # %% ../nbs/50_recipes.ipynb #hybrid-presets
-SLOW = NARROW | {"tds": dict(channels=8, kernel=3), "local": dict(heads=2, feedforward=64, left=4), "conformer": dict(heads=2, feedforward=64, kernel=3, left=4, right=2)}
+SLOW = NARROW | {
+    "tds": dict(channels=8, kernel=3),
+    "local": dict(heads=2, feedforward=64, left=4),
+    "conformer": dict(heads=2, feedforward=64, kernel=3, left=4, right=2)}
 
 
 def hybrid_embedded(encoder: str,  # a key of HYBRIDS
@@ -493,7 +570,8 @@ def hybrid_embedded(encoder: str,  # a key of HYBRIDS
     if "stride(" in line: hop = 32  # it brings its own stride of 8: the same 7.8 features per second
     else: line = line.replace("mlp(features=64)", "mlp(features=64) stride(kernel=8,stride=4)")
     lr = 1e-3 if any(word in line for word in ("transformer", "local", "conformer", "gpt2")) else 2e-3
-    return Recipe(f"hybrid_{encoder}_embedded", HYBRIDS[encoder][0], replace(EMBEDDED, left_context_s=suitable_context(line, 64, hop)), FrontEndSettings(hop=hop), STANDARD, line, 4.0,
+    data = replace(EMBEDDED, left_context_s=suitable_context(line, 64, hop))
+    return Recipe(f"hybrid_{encoder}_embedded", HYBRIDS[encoder][0], data, FrontEndSettings(hop=hop), STANDARD, line, 4.0,
                   replace(QUICK, lr=lr), Training(epochs=60, batch_size=8))
 
 
@@ -501,8 +579,10 @@ def hybrid_presets() -> dict:
     "Preset name -> function that makes it, with what was published in its docstring."
     found = {}
     for encoder, (method, val, test) in HYBRIDS.items():
-        said = f"Published: {val} % validation, {'no' if test is None else f'{test} %'} test CER, second report." if val else "Nothing published for it alone."
-        for make, where in ((hybrid, "on subject 89335547, 50 epochs"), (hybrid_embedded, "narrow, on one simulated user (about a minute on one CPU core)")):
+        rates = f"{val} % validation, {'no' if test is None else f'{test} %'} test CER"
+        said = f"Published: {rates}, second report." if val else "Nothing published for it alone."
+        for make, where in ((hybrid, "on subject 89335547, 50 epochs"),
+                            (hybrid_embedded, "narrow, on one simulated user (about a minute on one CPU core)")):
             function = partial(make, encoder)
             function.__doc__ = f"{method} {where}. " + (said if make is hybrid else "Nothing published: the data are simulated.")
             found[f"{make.__name__.replace('hybrid', f'hybrid_{encoder}')}"] = function
@@ -512,7 +592,8 @@ def hybrid_presets() -> dict:
 PRESETS = {make.__name__: make for make in (
     tds_generic, bilstm_generic, tds_personal, tds_finetuned, tds_decoded, bilstm_kao, tds_embedded, bilstm_embedded,
     tds_generic_embedded, bilstm_generic_embedded, tds_personal_embedded, tds_finetuned_embedded, tds_decoded_embedded,
-    bilstm_kao_transfer, bilstm_small, bilstm_small_transfer, bilstm_small_warm, bilstm_small_finetuned, bilstm_small_rolling, bilstm_small_joint, source_simulated, source_persons,
+    bilstm_kao_transfer, bilstm_small, bilstm_small_transfer, bilstm_small_warm, bilstm_small_finetuned, bilstm_small_rolling,
+    bilstm_small_joint, source_simulated, source_persons,
     users_erm, users_dann_published, users_dann, users_coral, users_mmd, users_rolling, users_rolling_dann)} | hybrid_presets()
 
 
