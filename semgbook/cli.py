@@ -156,10 +156,11 @@ def lab(args):
 # %% ../nbs/70_cli.ipynb #import-checkpoint
 def import_checkpoint(args):
     "Turn a published TDS checkpoint into one of ours, without running anything in it."
+    from semgbook.published import import_published
     from semgbook.recipes import preset
     from semgbook.splits import Lineage, published_lineage
     from semgbook.training import build_model
-    from semgbook.transfer import import_published, save_checkpoint
+    from semgbook.transfer import save_checkpoint
     recipe = preset("tds_generic")
     model = build_model(recipe, 2, 16)
     table = import_published(Path(args.checkpoint), model.encoder, model.head)
@@ -172,8 +173,8 @@ def import_checkpoint(args):
 
 def export_model(args):
     "Write the encoder and head of a run or checkpoint as ONNX (.onnx) or TorchScript."
+    from semgbook.exporting import check_export, export_onnx, export_torchscript
     from semgbook.runs import open_model
-    from semgbook.transfer import check_export, export_onnx, export_torchscript
     model, recipe, card = open_model(args.run)
     front_end = model.front_end if args.raw else None
     write = export_onnx if Path(args.out).suffix == ".onnx" else export_torchscript

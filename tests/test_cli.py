@@ -8,10 +8,11 @@ from toys import toy_corpus, toy_recipe
 from semgbook.bids import BidsError
 from semgbook.cli import VERBS, build_parser, main
 from semgbook.language_model import read_arpa
+from semgbook.published import export_published
 from semgbook.recipes import preset
 from semgbook.runs import carry_out, open_model, start_run
 from semgbook.training import build_model
-from semgbook.transfer import export_published, load_checkpoint
+from semgbook.transfer import load_checkpoint
 
 HEADER = "time," + ",".join(f"emg{i}" for i in range(8)) + ",thumb,index,middle,ring,pinky,rest"
 

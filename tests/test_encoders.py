@@ -11,7 +11,8 @@ from semgbook.charset import get_charset
 from semgbook.ctc import CTCHead, ctc_loss
 from semgbook.encoders import (ABOUT, ENCODERS, FRONT, NARROW, BlockSpec, Encoder, EncoderError, block_options, build_encoder, encoder_line, encoder_table,
                                format_encoder, frame_macs, lookahead, narrow, parse_encoder, sketch, with_front)
-from semgbook.transfer import check_export, export_onnx, export_torchscript, feature_order, import_published, published_tensors
+from semgbook.exporting import check_export, export_onnx, export_torchscript
+from semgbook.published import feature_order, import_published, published_tensors
 
 SMALL = (2, 4, 5)  # bands, electrodes, bins
 NARROWED = {name: narrow(name) for name in ENCODERS}  # every registered architecture, at a size that a test can run
