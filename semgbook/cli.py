@@ -156,9 +156,10 @@ def lab(args):
 # %% ../nbs/70_cli.ipynb #import-checkpoint
 def import_checkpoint(args):
     "Turn a published TDS checkpoint into one of ours, without running anything in it."
+    from semgbook.protocols import published_lineage
     from semgbook.published import import_published
     from semgbook.recipes import preset
-    from semgbook.splits import Lineage, published_lineage
+    from semgbook.splits import Lineage
     from semgbook.training import build_model
     from semgbook.transfer import save_checkpoint
     recipe = preset("tds_generic")

@@ -36,10 +36,11 @@ from .domain import DomainObjective
 from .encoders import build_encoder
 from .features import build_front_end, zero_padding
 from .metrics import ErrorCounts, count_errors_many
+from .protocols import limit_minutes, make_split
 from .recipes import Optimiser, Recipe, n_processes
 from .repro import atomic_write, make_generator, pick_device, use_deterministic
 from .session import open_corpus
-from .splits import Lineage, Split, accepted_leaks, limit_minutes, make_split
+from .splits import Lineage, Split, accepted_leaks
 from .store import SignalStore
 from .transfer import Checkpoint, load_checkpoint, load_into, save_checkpoint
 from .unfreezing import GroupCycles, Unfreezing, anchor_pull, anchor_reference, make_curve, make_scheduler

@@ -11,8 +11,8 @@ from semgbook import corpora, downloads
 from semgbook.corpora import (CORPORA, RECORDINGS, CorpusError, CorpusSource, check_corpus, check_lines, corpus_folder, describe_corpora, fetch, identify_file, read_metadata,
                               what_recordings, write_users, yaml_list)
 from semgbook.downloads import DownloadError, RemoteFile, digest_of, safe_path
+from semgbook.protocols import make_split
 from semgbook.session import DATASET, GROUP, list_sessions, open_corpus, open_session, read_signal, row_dtype, write_session
-from semgbook.splits import make_split
 from toy_server import CONTENT, FAST, OBJECTS, answer, bucket, names, tar_bytes
 from toys import toy_corpus
 
