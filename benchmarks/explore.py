@@ -21,11 +21,12 @@ from statistics import median
 
 import plotly.graph_objects as go
 
+from semgbook.benches import architecture_bench, augmentation_bench, session_browser
 from semgbook.encoders import ENCODERS
-from semgbook.explore import architecture_bench, augmentation_bench, emission_viewer, run_comparer, session_browser, some_runs
 from semgbook.repro import atomic_write
 from semgbook.session import open_corpus
 from semgbook.synthetic import embedded_corpus, project_root
+from semgbook.viewers import emission_viewer, run_comparer, some_runs
 
 ROOT = Path(__file__).resolve().parents[1]
 
