@@ -19,8 +19,8 @@ import torch
 
 from semgbook.charset import QWERTY
 from semgbook.ctc import CTCHead, Emissions, ctc_loss
-from semgbook.decoders import best_classes, collapse, greedy_decode
 from semgbook.encoders import build_encoder
+from semgbook.greedy import best_classes, collapse, greedy_decode
 from semgbook.metrics import count_errors_many, total_errors
 from semgbook.repro import atomic_write, device_name, make_generator, pick_device
 

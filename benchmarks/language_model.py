@@ -18,11 +18,12 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from semgbook.language_model import BOS, EOS, count_ngrams, draw_lines, embedded_language_model, encode_sentences, read_arpa, train_ngrams, write_arpa
+from semgbook.language_files import read_arpa, write_arpa
+from semgbook.language_model import BOS, EOS, count_ngrams, draw_lines, embedded_language_model, encode_sentences, train_ngrams
 from semgbook.repro import atomic_write, device_name, numpy_generator
 
 PEAK = """
-from semgbook.language_model import read_arpa
+from semgbook.language_files import read_arpa
 def memory(what): return int(next(line for line in open("/proc/self/status") if line.startswith(what)).split()[1])
 before = memory("VmRSS")
 {}

@@ -196,7 +196,8 @@ def bids(args):
 
 def lm(args):
     "Train a character language model from a text, as an ARPA file."
-    from semgbook.language_model import prepare_words, train_ngrams, write_arpa
+    from semgbook.language_files import write_arpa
+    from semgbook.language_model import prepare_words, train_ngrams
     words = prepare_words(Path(args.text).read_text(encoding="utf-8"))
     model = train_ngrams(words, args.order)
     print(f"{write_arpa(model, args.out)}: {len(words)} words, {sum(model.n_ngrams)} n-grams")

@@ -20,7 +20,8 @@ import torch
 from .adaptation import recalibrate
 from .charset import Charset
 from .decoders import BeamSettings, make_stream
-from .language_model import embedded_language_model, read_arpa, read_kenlm_binary
+from .language_files import read_arpa, read_kenlm_binary
+from .language_model import embedded_language_model
 from .metrics import ErrorCounts, count_errors
 from .recipes import Recipe
 from .session import read_signal

@@ -31,10 +31,10 @@ from .augment import RawAugment, SpectralAugment
 from .charset import Charset, get_charset
 from .corpora import corpus_folder
 from .ctc import AllBlankDetector, BabbleDetector, CTCHead, Emissions, blank_fraction, ctc_loss
-from .decoders import greedy_decode
 from .domain import DomainObjective
 from .encoders import build_encoder
 from .features import build_front_end, zero_padding
+from .greedy import greedy_decode
 from .metrics import ErrorCounts, count_errors_many
 from .protocols import limit_minutes, make_split
 from .recipes import Optimiser, Recipe, n_processes

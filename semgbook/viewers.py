@@ -24,9 +24,10 @@ import torch
 
 from .charset import Charset
 from .ctc import Emissions
-from .decoders import BeamSettings, beam_decode, greedy_decode
+from .decoders import BeamSettings, beam_decode
 from .explore import ExploreError, Panel, menu, slider
 from .figures import GRID, INK, PALETTE, SOFT, cer_curves, colour_of, emission_heatmap, loss_curves, style
+from .greedy import greedy_decode
 from .inference import language_table
 from .metrics import align, alignment_text, count_errors
 from .recipes import preset

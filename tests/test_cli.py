@@ -7,7 +7,7 @@ from toys import toy_corpus, toy_recipe
 
 from semgbook.bids import BidsError
 from semgbook.cli import VERBS, build_parser, main
-from semgbook.language_model import read_arpa
+from semgbook.language_files import read_arpa
 from semgbook.published import export_published
 from semgbook.recipes import preset
 from semgbook.runs import carry_out, open_model, start_run

@@ -7,7 +7,8 @@ from toys import toy_corpus, toy_recipe
 from semgbook.charset import get_charset
 from semgbook.inference import (ChunkPlan, chunk_emissions, decode_stretch, language_table, minutes_of, plan_bounded, plan_chunks, plan_windows, read_windows,
                                 readers_of, score_recalibrated, score_sessions, sweep_readers)
-from semgbook.language_model import embedded_language_model, write_arpa
+from semgbook.language_files import write_arpa
+from semgbook.language_model import embedded_language_model
 from semgbook.metrics import count_errors
 from semgbook.recipes import override
 from semgbook.session import list_sessions, open_session, read_signal, write_session

@@ -1,8 +1,33 @@
-"A toy corpus that trains in seconds: keys a, b and c are bursts on electrodes 0, 5 and 10."
+"A toy corpus that trains in seconds, keys a, b and c as bursts on electrodes 0, 5 and 10; and a toy language model of a and b."
 import numpy as np
 
 from semgbook.recipes import override, preset
 from semgbook.session import write_session
+
+TINY_ARPA = """\\data\\
+ngram 1=5
+ngram 2=4
+ngram 3=2
+
+\\1-grams:
+-2\t<unk>
+-99\t<s>\t-0.30103
+-0.69897\t</s>
+-0.30103\ta\t-0.60206
+-0.5376\tb\t0
+
+\\2-grams:
+-0.1249387\t<s> a\t-0.1
+-0.2218487\ta b\t-0.2
+-0.30103\tb </s>
+-0.9\ta a
+
+\\3-grams:
+-0.05\t<s> a b
+-0.15\ta b </s>
+
+\\end\\
+"""
 
 
 def toy_corpus(folder, n_sessions=3, seconds=24.0, rate=500.0, users=("toy",), presses=True):
