@@ -4,34 +4,23 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'MORE', 'KIND_COLOURS', 'INK', 'SOFT', 'GRID', 'FONT', 'TEMPLATE', 'COSTS', 'PANELS', 'BESIDE', 'FIGURES',
-           'PAGE_SCRIPT', 'PAGE_STYLE', 'colour_of', 'tint', 'FigureError', 'style', 'need_columns', 'loss_curves',
-           'cer_curves', 'learning_curves', 'domain_curves', 'error_bars', 'error_kinds', 'best_for_the_cost',
-           'cost_map', 'study_curves', 'beside_rows', 'beside_bars', 'sweep_map', 'decoded_times', 'emission_heatmap',
-           'print_curves', 'print_error_bars', 'print_beside', 'print_study', 'figure_div', 'plotly_script',
-           'table_html', 'text_html', 'Drawn', 'Fold', 'block_html', 'write_page', 'table_markdown', 'write_markdown']
+           'colour_of', 'tint', 'FigureError', 'style', 'need_columns', 'shades', 'loss_curves', 'cer_curves',
+           'learning_curves', 'domain_curves', 'bar_places', 'complete_rows', 'error_bars', 'error_kinds',
+           'with_intervals', 'best_for_the_cost', 'cost_map', 'study_curves', 'beside_rows', 'axis_end', 'beside_words',
+           'beside_bars', 'sweep_map', 'decoded_times', 'emission_heatmap']
 
 # %% ../nbs/60_figures.ipynb #b37ebad2
-import base64
 import html
-import io
-import json
 import re
 import textwrap
-import warnings
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-import plotly.offline
 import plotly.subplots
-import seaborn as sns
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
 
 from .metrics import PUBLISHED, align
-from .repro import atomic_write, stable_hash
+from .repro import stable_hash
 
 # %% ../nbs/60_figures.ipynb #colour-of
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#332288", "#661100")
@@ -97,19 +86,21 @@ def need_columns(
         raise FigureError(f"{what} has no column {', '.join(missing)}; it has {', '.join(map(str, table.columns))}")
 
 # %% ../nbs/60_figures.ipynb #shades
-def _shades(labels):
-    "A colour per label: that of its method, paler for each further run of the same method."
+def shades(
+    labels, # of the lines of one figure
+) -> dict:  # label -> "#rrggbb"
+    "A colour per label: that of its method, paler for each further label of the same colour."
     seen = [colour_of(label) for label in labels]
     return {label: tint(c, 1 - 0.65 ** seen[:i].count(c)) for i, (label, c) in enumerate(zip(labels, seen, strict=True))}
 
-
+# %% ../nbs/60_figures.ipynb #add-curves
 _PHASES = {"validation": ("val", "solid", 2.4), "training": ("train", "dash", 1.6)}  # column, dash, width of a phase
 _LOSS_AXIS = dict(type="log", tickvals=[m * 10.0**e for e in range(-4, 4) for m in (1, 2, 5)], tickformat="~g")
 
 
 def _add_curves(fig, histories, metric, hover, over="epoch", **place):
     "The curves of one metric, in one panel of a figure."
-    colours, before = _shades(histories), len(fig.data)
+    colours, before = shades(histories), len(fig.data)
     for label, history in histories.items():
         need_columns(history, ["epoch"] if over == "epoch" else ["epoch", over], f"the history of {label!r}")
         for phase, (column, dash, width) in _PHASES.items():
@@ -123,7 +114,7 @@ def _add_curves(fig, histories, metric, hover, over="epoch", **place):
 
 def _add_legend(fig, histories):
     "An entry per colour and one per dash; many names go below, where they may wrap."
-    for label, colour in _shades(histories).items(): fig.add_scatter(x=[None], y=[None], name=label, legendgroup=label, mode="lines", line=dict(color=colour, width=4))
+    for label, colour in shades(histories).items(): fig.add_scatter(x=[None], y=[None], name=label, legendgroup=label, mode="lines", line=dict(color=colour, width=4))
     for phase, (_, dash, width) in _PHASES.items(): fig.add_scatter(x=[None], y=[None], name=phase, mode="lines", line=dict(color=SOFT, dash=dash, width=width))
 
 
@@ -188,7 +179,7 @@ def domain_curves(
     told = any(h["domain_accuracy"].notna().any() for h in noted)
     fig = plotly.subplots.make_subplots(rows=4, shared_xaxes=True, vertical_spacing=0.04, row_heights=[0.32, 0.24, 0.28, 0.16])
     _add_curves(fig, histories, "loss", "loss %{y:.3f}", row=1, col=1)
-    for label, colour in _shades(histories).items():
+    for label, colour in shades(histories).items():
         _add_domain(fig, label, histories[label], "domain_accuracy" if told else "domain_loss", 2, colour)
         if told and histories[label].get("domain_accuracy", pd.Series(dtype=float)).notna().any(): _add_domain(fig, label, histories[label], "domain_chance", 2, colour, "dot", 1.2)
         for column, (dash, width) in _NORMS.items(): _add_domain(fig, label, histories[label], column, 3, colour, dash, width)
@@ -209,7 +200,9 @@ def _part(phase):
     return next((part for part in _PALE if phase.startswith(part)), "other")
 
 
-def _places(rows):
+def bar_places(
+    rows: pd.DataFrame, # method, phase and, where runs are repeated, seed
+) -> tuple:             # y of each bar, plotly's axis for them, colours, height of the figure in pixels
     "Row positions with a gap between methods, the tick labels, and a colour per row."
     names, phases = rows["method"].astype(str), sorted(dict.fromkeys(rows["phase"]), key=lambda p: list(_PALE).index(_part(p)))
     if "seed" in rows and rows.duplicated(["method", "phase"]).any(): names += ", seed " + rows["seed"].astype(str)
@@ -231,8 +224,12 @@ def _end_labels(fig, values, ends, y):
     fig.update_xaxes(range=[0, 1.04 * max(ends) or 1])
 
 
-def _complete(rows, needed, optional=()):
-    "The rows that have all needed numbers, as floats; optional columns are filled with NaN."
+def complete_rows(
+    rows: pd.DataFrame, # method, phase and the columns needed
+    needed: list[str],  # columns of numbers that a bar cannot do without
+    optional=(),        # further ones, filled with NaN where they are not there
+) -> pd.DataFrame:
+    "The rows that have all needed numbers, as floats."
     need_columns(rows, ["method", "phase", *needed], "the table of results")
     rows = rows.reindex(columns=list(dict.fromkeys([*rows.columns, *optional]))).astype(dict.fromkeys([*needed, *optional], float))
     rows = rows.dropna(subset=needed).reset_index(drop=True)
@@ -246,8 +243,8 @@ def error_bars(
     interval: str = "95 % interval", # what low and high are
 ) -> go.Figure:
     "CER per method and phase, with intervals and published values."
-    rows = _complete(rows, ["cer"], ["low", "high", "published"])
-    y, axis, colours, height = _places(rows)
+    rows = complete_rows(rows, ["cer"], ["low", "high", "published"])
+    y, axis, colours, height = bar_places(rows)
     whiskers = dict(type="data", array=rows["high"] - rows["cer"], arrayminus=rows["cer"] - rows["low"], color=INK, thickness=1.3, width=5)
     fig = go.Figure(go.Bar(x=rows["cer"], y=y, orientation="h", marker_color=colours, width=0.8, error_x=whiskers, showlegend=False,
                            customdata=rows[["method", "phase", "low", "high"]], name="",
@@ -265,8 +262,8 @@ def error_kinds(
     protocol: str = "", # how it was measured
 ) -> go.Figure:
     "The CER of each method and phase, divided into kinds of error."
-    rows = _complete(rows, list(KIND_COLOURS))
-    (y, axis, _, height), printed = _places(rows), {kind: name.upper() for name, kind in PUBLISHED.items()}
+    rows = complete_rows(rows, list(KIND_COLOURS))
+    (y, axis, _, height), printed = bar_places(rows), {kind: name.upper() for name, kind in PUBLISHED.items()}
     fig, total = go.Figure(), rows[list(KIND_COLOURS)].sum(axis=1)
     for kind, colour in KIND_COLOURS.items():
         fig.add_bar(x=rows[kind], y=y, orientation="h", name=f"{kind} ({printed[kind]})", marker_color=colour, width=0.8, customdata=rows[["method", "phase"]],
@@ -274,21 +271,24 @@ def error_kinds(
     _end_labels(fig, total, total, y)
     return style(fig, "Kinds of error by method", protocol, height=height, barmode="stack", yaxis=axis, legend_traceorder="normal", xaxis_title="errors (% of typed characters)")
 
-# %% ../nbs/60_figures.ipynb #cost-map
-COSTS = {"parameters": "parameters", "mmacs_per_s": "million multiply-adds per second of signal", "seconds": "training time (s)"}  # column -> axis title
-
-
-def _with_ends(rows):
+# %% ../nbs/60_figures.ipynb #best-for-the-cost
+def with_intervals(
+    rows: pd.DataFrame, # cer and, where known, low and high; percent
+) -> pd.DataFrame:
     "Rows that have a CER, with low, high and the words for them; one run has no interval."
     rows = rows.reindex(columns=list(dict.fromkeys([*rows.columns, "low", "high"]))).astype(dict.fromkeys(["cer", "low", "high"], float)).dropna(subset=["cer"])
     return rows.assign(span=[" (one run)" if np.isnan(low) else f" ({low:.2f} to {high:.2f})" for low, high in zip(rows.low, rows.high, strict=True)])
 
 
-def best_for_the_cost(costs, # (M,) what each method costs
-                      cers, # (M,) percent
+def best_for_the_cost(
+    costs, # (M,) what each method costs
+    cers,  # (M,) percent
 ) -> list: # (M,) bool
     "Whether nothing that costs as little reads better."
     return [not any(c <= cost and e <= cer and (c, e) != (cost, cer) for c, e in zip(costs, cers, strict=True)) for cost, cer in zip(costs, cers, strict=True)]
+
+# %% ../nbs/60_figures.ipynb #cost-map
+COSTS = {"parameters": "parameters", "mmacs_per_s": "million multiply-adds per second of signal", "seconds": "training time (s)"}  # column -> axis title
 
 
 def cost_map(
@@ -299,7 +299,7 @@ def cost_map(
     need_columns(rows, ["method", "cer"], "the comparison")
     costs = [c for c in COSTS if c in rows and rows[c].notna().any()]
     if not costs: raise FigureError(f"the comparison has none of the columns {', '.join(COSTS)}: give at least one")
-    rows = _with_ends(rows)
+    rows = with_intervals(rows)
     names = {c: [[f" {m}" if best or len(rows) <= 8 else ""] for m, best in zip(rows.method, best_for_the_cost(rows[c], rows.cer), strict=True)] for c in costs}
     fig = go.Figure()
     for row, name in zip(rows.itertuples(), names[costs[0]], strict=True):
@@ -319,7 +319,7 @@ def study_curves(
 ) -> go.Figure:
     "CER over what was varied, one line per way of varying it."
     need_columns(rows, ["x", "way", "cer"], "the study")
-    fig, rows = go.Figure(), _with_ends(rows)
+    fig, rows = go.Figure(), with_intervals(rows)
     for way, part in rows.groupby("way", sort=False):
         part = part.sort_values("x")
         fig.add_scatter(x=part.x, y=part.cer, name=way, mode="lines+markers", line=dict(color=colour_of(way), width=2.4), marker=dict(size=9),
@@ -344,7 +344,9 @@ def beside_rows(
                        interval=rows.interval.where(rows.interval.notna(), ""), published_as=rows.published_as.where(rows.published_as.notna(), "real recordings"))
 
 
-def _last_value(rows):
+def axis_end(
+    rows: pd.DataFrame, # one phase, as from `beside_rows`
+) -> float:             # percent
     "Where the axis has to reach: bars, dots, published values, and whiskers as far as they are of use."
     dots = [cer for runs in rows.runs for _, cer in runs]
     values = max([*rows[["cer", "published"]].max(), *dots, 1.0])
@@ -369,7 +371,10 @@ def _beside_traces(fig, row, axis, ours, visible, last):
                         hovertemplate=f"{where}<br>published CER {row.published:.2f} %<br>{html.escape(str(row.published_as))}<extra></extra>", **common)
 
 
-def _beside_words(row, last):
+def beside_words(
+    row,         # of `beside_rows`, as a named tuple
+    last: float, # where whiskers are cut, percent
+) -> str:
     "Ours and the published rate in a few characters; an arrowhead where the whisker goes on."
     ours = "not run" if np.isnan(row.cer) else f"{row.cer:.1f}" + ("▸" if row.high > last else "")
     return ours + ("" if np.isnan(row.published) else f"  ◇ {row.published:.1f}")
@@ -377,7 +382,7 @@ def _beside_words(row, last):
 
 def _beside_ends(fig, row, axis, last, visible):
     "The numbers of a row, at the right edge of its panel."
-    fig.add_scatter(x=[1.06 * last], y=[row.method], xaxis=axis, mode="text", text=[_beside_words(row, last)], textposition="middle right", cliponaxis=False, hoverinfo="skip", showlegend=False,
+    fig.add_scatter(x=[1.06 * last], y=[row.method], xaxis=axis, mode="text", text=[beside_words(row, last)], textposition="middle right", cliponaxis=False, hoverinfo="skip", showlegend=False,
                     textfont=dict(size=12, color=SOFT if np.isnan(row.cer) else INK), meta=dict(method=row.method, decoder=row.decoder), visible=visible)
 
 # %% ../nbs/60_figures.ipynb #beside-bars
@@ -395,7 +400,7 @@ def beside_bars(
     rows, fig = beside_rows(rows), go.Figure()
     methods, decoders = list(dict.fromkeys(rows.method)), list(dict.fromkeys(rows.decoder))
     panels = [phase for phase in PANELS if phase in set(rows.phase)]
-    last = {phase: _last_value(rows[rows.phase == phase]) for phase in panels}
+    last = {phase: axis_end(rows[rows.phase == phase]) for phase in panels}
     for row in rows.itertuples():
         axis, visible = ("x", "x2")[panels.index(row.phase)], row.decoder == decoders[0]
         _beside_traces(fig, row, axis, f"ours ({recordings})", visible, last[row.phase])
@@ -493,360 +498,5 @@ def emission_heatmap(
     return style(fig, "What the model saw", " · ".join(filter(None, [protocol, "lines: key presses", "orange: errors"])), **_heat_axes(foot), shapes=lines,
                  height=max(450, 210 + 15 * len(rows)), meta=dict(min_width=160 + 16 * max(len(reference), len(prediction))))
 
-# %% ../nbs/60_figures.ipynb #print-axes
-def _print_axes(width, height, n=1):
-    "The first of n axes in the style of print, width and height in inches."
-    fig = plt.figure(figsize=(width, height), layout="constrained")
-    plt.close(fig)  # the caller shows it; pyplot need not keep it
-    with sns.axes_style("ticks", {"axes.grid": True, "grid.color": GRID, "axes.edgecolor": SOFT}), sns.plotting_context("paper"):
-        ax = np.ravel(fig.subplots(1, n, sharey=n > 1))[0]
-    return fig, ax
-
-
-def print_curves(
-    histories: dict,      # label -> DataFrame as for cer_curves
-    metric: str = "cer",  # "cer" or "loss"
-    width: float = 5.5,   # inches
-) -> Figure:
-    "Learning curves for print: training dashed, validation solid."
-    long = pd.concat([history[["epoch"]].assign(value=history[f"{phase}_{metric}"], method=label, phase=name) for label, history in histories.items()
-                      for phase, name in (("val", "validation"), ("train", "training")) if f"{phase}_{metric}" in history], ignore_index=True)
-    fig, ax = _print_axes(width, 0.55 * width)
-    sns.lineplot(long, x="epoch", y="value", hue="method", style="phase", dashes={"validation": "", "training": (3, 1.5)},
-                 palette={label: colour_of(label) for label in histories}, errorbar=None, ax=ax)
-    ax.set(xlabel="epoch", ylabel={"cer": "CER (%)"}.get(metric, "CTC loss"), **(dict(ylim=(0, None)) if metric == "cer" else dict(yscale="log")))
-    handles, labels = ax.get_legend_handles_labels()
-    keep = [(h, t) for h, t in zip(handles, labels, strict=True) if t not in ("method", "phase")]  # seaborn's own headings
-    ax.legend(*zip(*keep, strict=True), frameon=False, fontsize=8)
-    sns.despine(fig)
-    return fig
-
-# %% ../nbs/60_figures.ipynb #print-error-bars
-def print_error_bars(
-    rows: pd.DataFrame,  # as for error_bars
-    width: float = 5.5,  # inches
-) -> Figure:
-    "CER per method and phase for print, with intervals and published values."
-    rows = _complete(rows, ["cer"], ["low", "high", "published"])
-    (y, axis, colours, _), rows = _places(rows), rows[["cer", "low", "high", "published"]]
-    fig, ax = _print_axes(width, 0.9 + 0.24 * (max(y) + 1))
-    ax.barh(y, rows["cer"], height=0.8, color=colours)
-    ax.errorbar(rows["cer"], y, xerr=[rows["cer"] - rows["low"], rows["high"] - rows["cer"]], fmt="none", ecolor=INK, capsize=2, lw=1)
-    if rows["published"].notna().any(): ax.scatter(rows["published"], y, marker="D", s=28, facecolor="white", edgecolor=INK, zorder=3, label="published")
-    for place, cer, end in zip(y, rows["cer"], rows.max(axis=1), strict=True): ax.annotate(f"{cer:.1f}", (end, place), (5, 0), textcoords="offset points", va="center", fontsize=8)
-    plain = [html.unescape(re.sub(r"</?b>", "", t.replace("<br>", "\n"))) for t in axis["ticktext"]]
-    ax.set(yticks=y, yticklabels=plain, xlabel="CER (% of typed characters)", xlim=(0, 1.12 * rows.max().max() or 1))
-    if ax.get_legend_handles_labels()[0]: ax.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1))
-    ax.invert_yaxis()
-    ax.grid(visible=False, axis="y")
-    sns.despine(fig, left=True)
-    return fig
-
-# %% ../nbs/60_figures.ipynb #print-beside
-def _print_panel(ax, part, last, phase, methods):
-    "One phase of a comparison."
-    place = {m: n for n, m in enumerate(methods)}
-    for row in part.itertuples():
-        y = place[row.method]
-        if not np.isnan(row.cer): ax.barh(y, row.cer, height=0.72, color=tint(colour_of(row.method), 0.35))
-        if not np.isnan(row.low): ax.errorbar(row.cer, y, xerr=[[row.cer - row.low], [min(row.high, last) - row.cer]], fmt="none", ecolor=INK, capsize=2, lw=0.8)
-        if row.runs: ax.plot([cer for _, cer in row.runs], [y] * len(row.runs), "o", ms=3.5, mec="white", mew=0.5, color=colour_of(row.method))
-        if not np.isnan(row.published): ax.plot(row.published, y, "D", ms=5, mfc="white", mec=INK, mew=1.2)
-        ax.text(1.04 * last, y, _beside_words(row, last).replace("▸", ">").replace("◇", "/"), va="center", fontsize=7, color=SOFT if np.isnan(row.cer) else INK)
-    ax.set(xlabel=f"{PANELS[phase]} CER (%)", xlim=(0, 1.4 * last), yticks=range(len(methods)), yticklabels=["\n".join(textwrap.wrap(m, 26)) for m in methods], ylim=(len(methods) - 0.4, -0.6))
-    ax.tick_params(axis="y", labelsize=7)
-    ax.grid(visible=False, axis="y")
-
-
-def print_beside(
-    rows: pd.DataFrame,  # as for beside_bars
-    recordings: str,     # what ours were measured on, such as simulated
-    width: float = 7.5,  # inches
-) -> Figure:
-    "Ours beside published for print: validation on the left, test on the right."
-    rows = beside_rows(rows)
-    rows = rows[rows.decoder == rows.decoder.iloc[0]]
-    methods, panels = list(dict.fromkeys(rows.method)), [phase for phase in PANELS if phase in set(rows.phase)]
-    fig, _ = _print_axes(width, 0.9 + max(0.27, *(0.14 * len(textwrap.wrap(m, 26)) for m in methods)) * len(methods), len(panels))
-    for ax, phase in zip(fig.axes, panels, strict=True): _print_panel(ax, rows[rows.phase == phase], _last_value(rows[rows.phase == phase]), phase, methods)
-    for ax in fig.axes[1:]: ax.tick_params(labelleft=False)
-    keys = [plt.Line2D([], [], marker="o", ls="", color=SOFT, ms=3.5, label=f"one run of ours ({recordings})"), plt.Line2D([], [], marker="D", ls="", mfc="white", mec=INK, ms=5, label="published (real recordings), behind the stroke")]
-    fig.legend(handles=keys, frameon=False, fontsize=7, ncols=2, loc="outside upper left")  # of the figure: an axis' own would push the panels apart
-    sns.despine(fig, left=True)
-    return fig
-
-# %% ../nbs/60_figures.ipynb #print-study
-def print_study(
-    rows: pd.DataFrame,  # as for study_curves
-    x_title: str,        # what was varied, with its unit
-    width: float = 5.5,  # inches
-) -> Figure:
-    "CER over what was varied for print, one line per way of varying it."
-    need_columns(rows, ["x", "way", "cer"], "the study")
-    fig, ax = _print_axes(width, 0.6 * width)
-    rows = _with_ends(rows)
-    for way, part in rows.groupby("way", sort=False):
-        part = part.sort_values("x")
-        ends = np.abs(part[["low", "high"]].to_numpy().T - part.cer.to_numpy())
-        ax.errorbar(part.x, part.cer, yerr=ends, marker="o", ms=4, lw=1.5, elinewidth=0.8, capsize=2, color=colour_of(way), label=way)
-    ax.set(xlabel=x_title, ylabel="CER (% of typed characters)", xticks=sorted(set(rows.x)), ylim=(0, min(1.06 * np.nanmax(rows[["cer", "high"]]), 1.35 * rows.cer.max())))
-    ax.legend(frameon=False, fontsize=8)
-    sns.despine(fig)
-    return fig
-
 # %% ../nbs/60_figures.ipynb #03471802
-FIGURES = {f.__name__: f for f in (loss_curves, cer_curves, learning_curves, domain_curves, error_bars, error_kinds, sweep_map, cost_map, study_curves, beside_bars, emission_heatmap, print_curves, print_error_bars, print_beside, print_study)}
-
-# %% ../nbs/60_figures.ipynb #figure-div
-def figure_div(
-    fig: go.Figure,
-    id: str, # unique on the page
-) -> str:
-    "HTML of one plotly figure, for a page that carries `plotly_script()` once."
-    spec = json.loads(fig.to_json())
-    title, layout = spec["layout"].pop("title", {}), spec["layout"]
-    layout["margin"] = {**dict(l=50, r=40, t=44, b=46), **layout.get("margin", {})}
-    spare = max(layout["margin"]["t"] - (70 if "updatemenus" in layout else 44), 0)  # room of the title, which stands above now
-    layout["margin"]["t"], layout["height"] = layout["margin"]["t"] - spare, layout.get("height", 450) - spare
-    if "rest" in layout.get("meta", {}): layout["meta"]["rest"] -= spare
-    what, how = (html.escape(t or "", quote=False) for t in (title.get("text"), title.get("subtitle", {}).get("text")))
-    caption = f"<figcaption><strong>{what}</strong> <span>{how}</span></figcaption>"
-    size = f"height:{layout['height']}px;min-width:{layout.get('meta', {}).get('min_width', 0)}px"
-    data = json.dumps({**spec, "config": dict(responsive=True, displaylogo=False, modeBarButtons=[["toImage", "zoom2d", "pan2d", "resetScale2d"]])}, separators=(",", ":")).replace("<", r"\u003c")
-    return f'<figure>{caption}<div class="scroll"><div class="sg-plotly" id="{id}" style="{size}"><script type="application/json">{data}</script></div></div></figure>'
-
-# %% ../nbs/60_figures.ipynb #page-script
-_CARDS_SCRIPT = """
-const cards = JSON.parse(document.getElementById("sg-cards")?.textContent ?? "{}");
-const make = (tag, text, parent, properties = {}) => { const e = Object.assign(document.createElement(tag), properties); if (text) e.textContent = text; parent?.append(e); return e; };
-const showCards = (runs) => {
-  document.getElementById("sg-card")?.remove();
-  const known = runs.filter(run => cards[run]);
-  if (!known.length) return;
-  const box = make("aside", "", document.body, {id: "sg-card"});
-  make("button", "close", box, {onclick: () => box.remove()});
-  for (const run of known) {
-    const {recipe, ...facts} = cards[run], part = make("details", "", box, {open: run === known[0]});
-    make("summary", run, part);
-    const table = make("table", "", part);
-    for (const [name, value] of Object.entries(facts)) { const row = make("tr", "", table); make("th", name, row); make("td", String(value), row); }
-    make("pre", JSON.stringify(recipe, null, 1), part);
-  }
-};
-"""
-
-# %% ../nbs/60_figures.ipynb #choices-script
-_CHOICES_SCRIPT = """
-const choices = (place, spec) => {
-  const {methods = [], decoders = [], row, rest} = spec.layout.meta ?? {}, boxes = [];
-  place.on("plotly_click", e => { const p = e.points[0], runs = p.data.meta?.runs ?? []; showCards(p.data.mode === "markers" ? runs.slice(p.pointNumber, p.pointNumber + 1) : runs); });
-  if (methods.length < 3 && decoders.length < 2) return;
-  const bar = make("div", "", null, {className: "sg-choose"});
-  place.closest("figure").querySelector("figcaption").after(bar);
-  let decoder = decoders[0];
-  const update = () => {
-    const on = methods.filter((m, i) => !boxes.length || boxes[i].checked), drawn = m => on.includes(m.method) && m.decoder === decoder;
-    const data = spec.data.map(t => t.meta ? {...t, visible: drawn(t.meta)} : t), there = on.filter(m => data.some(t => t.visible && t.meta?.method === m));
-    const height = rest + row * Math.max(there.length, 1), yaxis = {...spec.layout.yaxis, categoryarray: there};
-    place.style.height = height + "px";
-    Plotly.react(place, data, {...spec.layout, height, yaxis}, spec.config);
-  };
-  if (decoders.length > 1) for (const name of decoders) {
-    const label = make("label", "", bar);
-    make("input", "", label, {type: "radio", name: place.id, checked: name === decoder, onchange: () => { decoder = name; update(); }});
-    label.append(name);
-  }
-  if (methods.length > 2) for (const name of methods) {
-    const label = make("label", "", bar);
-    boxes.push(make("input", "", label, {type: "checkbox", checked: true, onchange: update}));
-    label.append(name);
-  }
-};
-"""
-
-# %% ../nbs/60_figures.ipynb #draw-script
-_DRAW_SCRIPT = """
-const draw = place => {
-  if (!place || place.dataset.drawn) return;
-  place.dataset.drawn = 1;
-  const spec = JSON.parse(place.querySelector("script").textContent);
-  Plotly.newPlot(place, structuredClone(spec.data), structuredClone(spec.layout), spec.config).then(() => { if (spec.frames) Plotly.addFrames(place, spec.frames); choices(place, spec); });
-};
-const waiting = () => [...document.querySelectorAll(".sg-plotly:not([data-drawn])")];
-const next = () => { const place = waiting().find(p => !p.closest("details:not([open])")); if (place) { draw(place); setTimeout(next, 20); } };
-document.addEventListener("toggle", next, true);
-addEventListener("beforeprint", () => { for (const part of document.querySelectorAll("main details")) part.open = true; waiting().forEach(draw); });
-next();
-"""
-PAGE_SCRIPT = f"(() => {{{_CARDS_SCRIPT}{_CHOICES_SCRIPT}{_DRAW_SCRIPT}}})();"
-
-
-def plotly_script() -> str:
-    "The plotly library and the page's own script, inline."
-    library = plotly.offline.get_plotlyjs().replace("</script", "<\\/script")
-    return f"<script>{library}</script>\n<script>{PAGE_SCRIPT}</script>"
-
-# %% ../nbs/60_figures.ipynb #table-html
-def _is_number(v):
-    "Whether a cell holds a number, bare or with its interval: 11.40 [10.10, 12.80]."
-    return v is None or isinstance(v, float) or isinstance(v, str) and bool(re.fullmatch(r"–|[-−+]?\d[\d,.]*( %)?( \[[^\]]*\])?", v))
-
-
-def table_html(
-    table: pd.DataFrame, # the index is shown when it has a name
-) -> str:
-    "A table with right-aligned numbers."
-    table = table.reset_index() if any(table.index.names) else table
-    def cell(v, label=False):
-        if v is None or (isinstance(v, float) and np.isnan(v)) or v is pd.NA: return '<td class="n">–</td>'
-        if isinstance(v, (bool, np.bool_)): return f"<td>{'yes' if v else 'no'}</td>"
-        if isinstance(v, (int, np.integer)): return f'<td class="n">{v}</td>'
-        if isinstance(v, (float, np.floating)): return f'<td class="n">{v:.2f}</td>'
-        return f"<td{' class=n' if _is_number(v) and not label else ''}>{html.escape(str(v))}</td>"
-    numeric = [pd.api.types.is_numeric_dtype(d) and not pd.api.types.is_bool_dtype(d) or column.map(_is_number).all() for (_, column), d in zip(table.items(), table.dtypes, strict=True)]
-    head = "".join(f"<th{' class=n' if n else ''}>{html.escape(str(c))}</th>" for c, n in zip(table.columns, numeric, strict=True))
-    body = "".join("<tr>" + "".join(cell(v, not i and not numeric[0]) for i, v in enumerate(row)) + "</tr>" for row in table.astype(object).itertuples(index=False, name=None))
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-# %% ../nbs/60_figures.ipynb #text-html
-_MARKS = [(r"`([^`]+)`", r"<code>\1</code>"), (r"\*\*(.+?)\*\*", r"<strong>\1</strong>"), (r"\*(\w[^*]*)\*", r"<em>\1</em>"), (r"\[([^\]]+)\]\(([^)\s]+)\)", r'<a href="\2">\1</a>')]
-
-
-def text_html(
-    text: str, # HTML, or a small part of Markdown
-) -> str:
-    "A piece of prose."
-    def block(b):
-        for pattern, mark in _MARKS: b = re.sub(pattern, mark, b)
-        if heading := re.match(r"(#{1,4}) +(.*)", b): return f"<h{len(heading[1])}>{heading[2]}</h{len(heading[1])}>"
-        if b.startswith("- "): return "<ul>" + "".join(f"<li>{item}</li>" for item in b[2:].split("\n- ")) + "</ul>"
-        return f"<p>{b}</p>"
-    return text if text.lstrip().startswith("<") else "\n".join(map(block, re.split(r"\n\s*\n", text.strip())))
-
-# %% ../nbs/60_figures.ipynb #8fabf76f
-PAGE_STYLE = f"""
-:root {{ color: {INK}; background: white; font: 16px/1.55 {FONT}; }}
-body {{ margin: 0 auto; max-width: 1120px; padding: 24px 20px 64px; }}
-h1, h3, p, ul, ol, pre {{ max-width: 760px; }} p, li {{ overflow-wrap: break-word; }}
-h1 {{ font-size: 30px; line-height: 1.2; margin: 16px 0; }} h2 {{ font-size: 22px; margin: 48px 0 8px; padding-top: 16px; border-top: 1px solid {GRID}; }} h3 {{ font-size: 17px; margin: 32px 0 4px; }}
-a {{ color: {PALETTE[0]}; }} code, pre {{ font: 14px/1.5 ui-monospace, 'DejaVu Sans Mono', Menlo, monospace; background: #F5F7F8; }} code {{ padding: 1px 4px; }} pre {{ padding: 12px; overflow-x: auto; }}
-figure {{ margin: 28px 0; break-inside: avoid; }} figcaption strong {{ display: block; font-size: 17px; }} figcaption span {{ color: {SOFT}; font-size: 14px; }}
-figure img {{ max-width: 100%; height: auto; }} .scroll {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; margin: 16px 0; font-size: 14px; font-variant-numeric: tabular-nums; }} tr {{ break-inside: avoid; }}
-th {{ text-align: left; vertical-align: bottom; color: {SOFT}; font-weight: 600; border-bottom: 2px solid {GRID}; }} th, td {{ padding: 5px 14px 5px 0; }} td:first-child {{ min-width: 9em; }} td {{ border-bottom: 1px solid {GRID}; vertical-align: top; }}
-.sg-plotly .modebar {{ opacity: 0; }} .sg-plotly:hover .modebar {{ opacity: 1; }}
-.n {{ text-align: right; white-space: nowrap; }} th.n {{ white-space: normal; }}
-.sg-contents {{ display: flex; flex-wrap: wrap; gap: 4px 18px; margin: 16px 0; font-size: 14px; }} details {{ margin: 16px 0; }} summary {{ cursor: pointer; color: {PALETTE[0]}; }}
-.sg-choose {{ display: flex; flex-wrap: wrap; gap: 2px 14px; margin: 8px 0; font-size: 13px; }} .sg-choose label {{ cursor: pointer; white-space: nowrap; }} .sg-choose input {{ margin: 0 4px 0 0; vertical-align: -1px; }}
-#sg-card {{ position: fixed; right: 0; bottom: 0; width: min(480px, 100vw); max-height: 70vh; overflow: auto; box-sizing: border-box; padding: 12px 16px; background: white; border: 1px solid {SOFT}; border-radius: 6px 0 0 0; font-size: 13px; z-index: 9; }}
-#sg-card button {{ float: right; }} #sg-card summary {{ font-weight: 600; overflow-wrap: anywhere; }} #sg-card table {{ margin: 6px 0; font-size: 13px; }} #sg-card th {{ vertical-align: top; border-bottom: 1px solid {GRID}; }} #sg-card td {{ overflow-wrap: anywhere; }} #sg-card pre {{ font-size: 12px; }}
-@media (max-width: 600px) {{ body {{ padding: 12px 12px 40px; }} td:first-child {{ min-width: 0; }} h1 {{ font-size: 25px; }} .modebar {{ display: none; }} }}
-@media print {{ body {{ max-width: none; padding: 0; }} .modebar, .sg-choose, #sg-card {{ display: none; }} a {{ color: inherit; }} }}
-"""
-
-# %% ../nbs/60_figures.ipynb #block-html
-@dataclass(frozen=True)
-class Drawn:
-    "One picture twice: for the screen, and for print."
-    screen: go.Figure
-    paper: Figure
-
-
-@dataclass(frozen=True)
-class Fold:
-    "Blocks that are closed until a reader opens them."
-    title: str
-    blocks: tuple
-
-
-def _png(figure):
-    "A matplotlib figure as PNG bytes."
-    figure.savefig(png := io.BytesIO(), format="png", dpi=200)
-    return png.getvalue()
-
-
-def block_html(
-    block,  # str, plotly figure, matplotlib figure, Drawn, Fold, DataFrame or Series
-    id: str, # unique on the page
-) -> str:
-    "HTML of one block of a page."
-    if isinstance(block, str): return text_html(block)
-    if isinstance(block, Drawn): return figure_div(block.screen, id)
-    if isinstance(block, Fold): return f"<details><summary>{html.escape(block.title)}</summary>{''.join(block_html(b, f'{id}-{n}') for n, b in enumerate(block.blocks, 1))}</details>"
-    if isinstance(block, go.Figure): return figure_div(block, id)
-    if isinstance(block, pd.Series): return table_html(block.to_frame())
-    if isinstance(block, pd.DataFrame): return table_html(block)
-    if isinstance(block, Figure):
-        width = round(96 * block.get_figwidth() * 1.25)
-        return f'<figure><img alt="figure {id}" width="{width}" src="data:image/png;base64,{base64.b64encode(_png(block)).decode()}"></figure>'
-    raise FigureError(f"a page cannot show a {type(block).__name__}; give text, a plotly or matplotlib figure, or a DataFrame")
-
-# %% ../nbs/60_figures.ipynb #write-page
-def _with_contents(body):
-    "The body, its second-level headings numbered as places, after a list of them."
-    titles = re.findall(r"<h2>(.*?)</h2>", body)
-    for n, title in enumerate(titles, 1): body = body.replace(f"<h2>{title}</h2>", f'<h2 id="s{n}">{title}</h2>', 1)
-    return '<nav class="sg-contents">' + "".join(f'<a href="#s{n}">{title}</a>' for n, title in enumerate(titles, 1)) + "</nav>\n" + body
-
-
-def write_page(
-    path,            # the file to write
-    title: str,      # plain text
-    blocks: list,    # see block_html, in reading order
-    max_mib: float = 8, # a larger page is written with a warning
-    cards: dict | None = None, # run id -> facts and `recipe`, shown when a reader clicks the run
-    contents: bool = False, # begin with a list of the second-level headings
-):                   # the path
-    "One HTML file that holds everything it shows."
-    body = "\n".join(block_html(block, f"figure-{i}") for i, block in enumerate(blocks, 1))
-    if outside := re.search(r"""<[^>]*\bsrc\s*=\s*["']?\s*(?:https?:)?//[^"'\s>]*|<link\b[^>]*>""", body):
-        raise FigureError(f"{outside[0]!r} would be fetched from elsewhere, but the page must open offline: embed it")
-    if contents: body = _with_contents(body)
-    if cards: body += '<script type="application/json" id="sg-cards">' + json.dumps(cards, separators=(",", ":"), default=str).replace("<", r"\u003c") + "</script>"
-    script = plotly_script() if 'class="sg-plotly"' in body else ""
-    page = f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(title)}</title><style>{PAGE_STYLE}</style></head>
-<body><main><h1>{html.escape(title)}</h1>
-{body}</main>
-{script}</body></html>"""
-    if (size := len(page.encode()) / 2**20) > max_mib: warnings.warn(f"{path}: the page has {size:.1f} MiB; thin out the longest emission heat maps", stacklevel=2)
-    return atomic_write(path, page)
-
-# %% ../nbs/60_figures.ipynb #markdown-table
-def table_markdown(
-    table: pd.DataFrame, # the index is shown when it has a name
-) -> str:
-    "A table with pipes; numbers as `table_html` shows them."
-    table = table.reset_index() if any(table.index.names) else table
-    def cell(v):
-        if v is None or v is pd.NA or (isinstance(v, float) and np.isnan(v)): return "–"
-        if isinstance(v, (bool, np.bool_)): return "yes" if v else "no"
-        if isinstance(v, (float, np.floating)): return f"{v:.2f}"
-        return str(v).replace("|", "\\|").replace("\n", " ")
-    rows = [[cell(c) for c in table.columns], ["---"] * len(table.columns), *([cell(v) for v in row] for row in table.astype(object).itertuples(index=False, name=None))]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def write_markdown(
-    path,              # the file to write
-    title: str,        # plain text
-    blocks: list,      # see block_html, in reading order
-    folder: str = "figures", # beside the file: where pictures go
-):                     # the path
-    "The blocks as one Markdown file, pictures in a folder beside it."
-    path, pictures, parts = Path(path), [], [f"# {title}"]
-    def picture(figure, words):
-        pictures.append(path.parent / folder / f"{path.stem}-{len(pictures) + 1:02d}.png")
-        atomic_write(pictures[-1], _png(figure))
-        parts.append(f"![{words}]({folder}/{pictures[-1].name})")
-    def add(block):
-        if isinstance(block, str): return parts.append(block.strip())
-        if isinstance(block, Fold): return [add(b) for b in (f"### {block.title}", *block.blocks)]
-        if isinstance(block, Drawn): return picture(block.paper, words := f"{block.screen.layout.title.text}: {block.screen.layout.title.subtitle.text}"), parts.append(f"*{words}*")
-        if isinstance(block, Figure): return picture(block, "figure")
-        if isinstance(block, go.Figure): return parts.append(f"*{block.layout.title.text} ({block.layout.title.subtitle.text}): in the page only.*")
-        if isinstance(block, (pd.DataFrame, pd.Series)): return parts.append(table_markdown(block if isinstance(block, pd.DataFrame) else block.to_frame()))
-        raise FigureError(f"Markdown cannot show a {type(block).__name__}; give text, a figure, a table, Drawn or Fold")
-    for block in blocks: add(block)
-    for old in set((path.parent / folder).glob(f"{path.stem}-[0-9][0-9].png")) - set(pictures): old.unlink()
-    return atomic_write(path, "\n\n".join(parts) + "\n")
+FIGURES = {f.__name__: f for f in (loss_curves, cer_curves, learning_curves, domain_curves, error_bars, error_kinds, sweep_map, cost_map, study_curves, beside_bars, emission_heatmap)}

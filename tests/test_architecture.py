@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "semgbook"
 # modules with a heavy import of their own at the top; whatever trains must not need them
-OWN_HEAVY = {"book", "figures", "explore", "benches", "viewers"}
+OWN_HEAVY = {"book", "figures", "print_figures", "pages", "explore", "benches", "viewers"}
 HEAVY = {"lightning", "pytorch_lightning", "torchmetrics", "plotly", "papermill", "ipywidgets", "anywidget", "rapidfuzz", "numba", "matplotlib",
          "seaborn", "nbformat", "nbclient", "IPython", "fastcore", "nbdev", "text_unidecode", "safetensors", "torchaudio", "transformers", "mne", "mne_bids", "onnx", "onnxruntime", "onnxscript", "kenlm"}
 

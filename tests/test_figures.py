@@ -1,20 +1,15 @@
-"Every figure draws, says its units and protocol, and a page of them opens without a network."
+"Every figure draws, says its units and protocol, and shows what it was given."
 import json
-import re
-import shutil
-import subprocess
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
 
 from semgbook import figures
 from semgbook.charset import QWERTY
-from semgbook.figures import (FIGURES, KIND_COLOURS, PALETTE, FigureError, block_html, cer_curves, colour_of, decoded_times, emission_heatmap, error_bars,
-                              error_kinds, figure_div, loss_curves, plotly_script, table_html, text_html, tint, write_page)
+from semgbook.figures import (FIGURES, KIND_COLOURS, PALETTE, FigureError, beside_bars, beside_rows, cer_curves, colour_of, decoded_times, emission_heatmap, error_bars,
+                              error_kinds, loss_curves, shades, tint)
 
 PROTOCOL = "4 s windows · greedy · made up"
 
@@ -35,6 +30,11 @@ ROWS = pd.DataFrame([("TDS", "val", 6.2, 5.6, 6.9, None, 1.9, 0.9, 3.4), ("TDS",
                     columns="method phase cer low high published missed extra wrong".split())
 
 BESIDE = ROWS.assign(runs=[[(f"{m}-{p}-s0", cer - 1), (f"{m}-{p}-s1", cer + 1)] for m, p, cer in zip(ROWS.method, ROWS.phase, ROWS.cer)], interval="95 %, over 2 seeds")
+
+# val and test, several ways of decoding, an interval without end, published and not run, neither
+COMPARED = pd.DataFrame([("A", "val", 10.0, 8.0, 12.0, 9.0, [("a-s0", 9.0), ("a-s1", 11.0)], "greedy"), ("A", "test", 20.0, 18.0, 200.0, None, [("a-s0", 19.0), ("a-s1", 21.0)], "greedy"), ("A", "test", 15.0, None, None, 14.0, [("a-s0", 15.0)], "language model"),
+                         ("B", "test", None, None, None, 30.0, [], "greedy"), ("C", "test", 25.0, None, None, None, [("c-s0", 25.0)], "greedy"), ("D", "test", None, None, None, None, [], "greedy")],
+                        columns="method phase cer low high published runs decoder".split())
 
 
 def stretch(text="the fox⌫⏎ A", decoded="the box⌫⏎ A", frames_per_key=20, seed=0):
@@ -60,19 +60,13 @@ EXAMPLES = {
     "study_curves": dict(rows=pd.DataFrame(dict(x=[4, 16, 4, 16], way=["TDS", "TDS", "BiLSTM", "BiLSTM"], cer=[20.0, 9, 30, 9], low=[18.0, 8, 28, 8], high=[22.0, 10, 32, 10])), x_title="electrodes per band (count)", protocol=PROTOCOL),
     "beside_bars": dict(rows=BESIDE, recordings="made-up", protocol=PROTOCOL),
     "emission_heatmap": dict(**stretch(), protocol=PROTOCOL),
-    "print_curves": dict(histories=HISTORIES),
-    "print_error_bars": dict(rows=ROWS),
-    "print_beside": dict(rows=BESIDE, recordings="made-up"),
-    "print_study": dict(rows=pd.DataFrame(dict(x=[4, 16, 4, 16], way=["TDS", "TDS", "BiLSTM", "BiLSTM"], cer=[20.0, 9, 30, 9], low=[18.0, 8, 28, 8], high=[22.0, 10, 32, 10])), x_title="electrodes per band (count)"),
 }
-UNITS = dict(loss_curves="nats", domain_curves="nats", cer_curves="%", learning_curves="nats", error_bars="%", error_kinds="%", sweep_map="weight", cost_map="%", study_curves="%", beside_bars="%", emission_heatmap="(s)", print_curves="%", print_error_bars="%", print_beside="%", print_study="%")
-
-N_PLOTLY = sum(not name.startswith("print_") for name in FIGURES)
+UNITS = dict(loss_curves="nats", domain_curves="nats", cer_curves="%", learning_curves="nats", error_bars="%", error_kinds="%", sweep_map="weight", cost_map="%", study_curves="%", beside_bars="%", emission_heatmap="(s)")
 
 
 def test_registry_is_complete():
     "Every public function of the module that draws is registered, and each has an example here."
-    drawing = {n for n, f in vars(figures).items() if not n.startswith("_") and n != "style" and getattr(f, "__annotations__", {}).get("return") in (go.Figure, Figure)}
+    drawing = {n for n, f in vars(figures).items() if not n.startswith("_") and n != "style" and getattr(f, "__annotations__", {}).get("return") is go.Figure}
     assert set(FIGURES) == drawing == set(EXAMPLES) == set(UNITS)
 
 
@@ -120,10 +114,6 @@ def test_each_way_of_a_study_is_a_line_in_order_of_what_was_varied():
 @pytest.mark.parametrize("name", list(FIGURES))
 def test_figure(name):
     figure = FIGURES[name](**EXAMPLES[name])
-    if isinstance(figure, Figure):
-        assert name.startswith("print_") and UNITS[name] in figure.axes[0].get_xlabel() + figure.axes[0].get_ylabel()
-        assert plt.get_fignums() == []
-        return
     layout = figure.layout
     assert UNITS[name] in (layout.xaxis.title.text or "") + (layout.yaxis.title.text or "")
     assert layout.title.text and PROTOCOL in layout.title.subtitle.text
@@ -148,6 +138,13 @@ def test_colours_are_stable_and_distinct(monkeypatch):
     assert not set(KIND_COLOURS.values()) & set(PALETTE) and tint("#102030", 0) == "#102030" and tint("#102030", 1) == "#FFFFFF"
     bars, curves = error_bars(ROWS), cer_curves(HISTORIES)
     assert bars.data[0].marker.color[3] == colour_of("Residual BiLSTM") == next(t for t in curves.data if t.name.startswith("Residual")).line.color
+
+
+def test_no_two_lines_of_a_figure_look_alike(monkeypatch):
+    "Neither seeds of one method nor methods that share a colour when all are given."
+    monkeypatch.setattr(figures, "_METHODS", {"tds": PALETTE[0], "bilstm": PALETTE[1]})
+    labels = ["TDS, seed 0", "TDS, seed 1", "TDS, seed 2", *(f"method {i}" for i in range(20))]
+    assert shades(labels)["TDS, seed 0"] == PALETTE[0] and len({*shades(labels).values()}) == len(labels)
 
 
 @pytest.mark.parametrize("over", ["epoch", "step"])
@@ -255,75 +252,31 @@ def test_decoded_times_of_any_text():
         assert len(times) == len(text) and (np.diff(times) >= 0).all()
 
 
-def test_div_is_valid_and_safe():
-    div = figure_div(error_bars(ROWS.assign(method="</script><script>alert(1)</script>"), "a & b"), "one")
-    data = re.search(r'<script type="application/json">(.*?)</script>', div, re.S)[1]
-    spec = json.loads(data)
-    assert spec["data"] and "title" not in spec["layout"] and div.count("<script") == 1 and 'id="one"' in div
-    assert "sendChartToCloud" not in json.dumps(spec["config"])
+def words_of(figure):
+    return {(t.meta["method"], t.xaxis, t.meta["decoder"]): t.text[0] for t in figure.data if t.type == "scatter" and t.mode == "text"}
 
 
-def test_plotly_comes_from_the_package_and_stands_alone():
-    script = plotly_script()
-    assert script.count("</script>") == 2 and "plotly.js v" in script[:400] and not re.search(r"<script[^>]+src", script)
+def test_bars_say_what_is_ours_and_what_is_not():
+    figure = beside_bars(COMPARED, "simulated", "made up")
+    words = words_of(figure)
+    assert words == {("A", "x", "greedy"): "10.0  ◇ 9.0", ("A", "x2", "greedy"): "20.0▸", ("A", "x2", "language model"): "15.0  ◇ 14.0", ("B", "x2", "greedy"): "not run  ◇ 30.0", ("C", "x2", "greedy"): "25.0"}
+    assert figure.layout.meta["methods"] == ["A", "B", "C"] and figure.layout.meta["decoders"] == ["greedy", "language model"]
+    assert all(t.visible == (t.meta["decoder"] == "greedy") for t in figure.data if t.meta)
+    assert all("ours (simulated)" in t.hovertemplate for t in figure.data if t.type == "bar")
+    dots = next(t for t in figure.data if t.type == "scatter" and t.mode == "markers" and t.meta and t.meta["method"] == "A" and t.marker.symbol is None)
+    assert list(dots.x) == [9.0, 11.0] and [c[0] for c in dots.customdata] == ["a-s0", "a-s1"] == list(dots.meta["runs"])
 
 
-def test_table():
-    table = pd.DataFrame(dict(name=["a<b", "c"], cer=[1.234, np.nan], n=[3, 4], seen=[True, False], note=[None, "x"]))
-    out = table_html(table)
-    assert "a&lt;b" in out and '<td class="n">1.23</td>' in out and '<td class="n">3</td>' in out and "<td>yes</td>" in out and out.count("–") == 2
-    assert "<th>key</th>" in table_html(pd.Series({"x": 1}, name="v").rename_axis("key").to_frame())
+def test_an_endless_whisker_does_not_squeeze_the_bars():
+    figure = beside_bars(COMPARED, "simulated")
+    assert figure.layout.xaxis2.range[1] < 70
+    ends = [t.x[0] + t.error_x.array[0] for t in figure.data if t.type == "bar" and t.error_x.array[0] is not None and not np.isnan(t.error_x.array[0])]
+    assert max(ends) < 60 and "18.00 to 200.00" in next(t.hovertemplate for t in figure.data if t.type == "bar" and "test" in t.hovertemplate)
 
 
-def test_text():
-    assert text_html("<p>as *it* is</p>\n\n<p>x</p>") == "<p>as *it* is</p>\n\n<p>x</p>"
-    assert text_html("# A\n\nb **c** `d`\n\n- e\n- [f](g)") == '<h1>A</h1>\n<p>b <strong>c</strong> <code>d</code></p>\n<ul><li>e</li><li><a href="g">f</a></li></ul>'
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    blocks = ["Some **text** with a [link](https://example.org/paper).", "<h2>Figures</h2>", *(draw(**EXAMPLES[name]) for name, draw in FIGURES.items()), ROWS,
-              ROWS.set_index("method")["cer"]]
-    return write_page(tmp_path_factory.mktemp("page") / "report.html", "A <report>", blocks)
-
-
-def test_page_makes_no_request(page):
-    text = page.read_text()
-    own = re.sub(r"<script>.*?</script>", "", text, flags=re.S)      # all but the libraries
-    assert not re.search(r"""\bsrc\s*=\s*["']?(?:https?:)?//""", own) and "<link" not in own and "@import" not in own and "url(" not in own
-    assert re.findall(r'href="(https?://[^"]*)"', own) == ["https://example.org/paper"]     # followed only on a click
-    assert not re.search(r"<script[^>]+src", text)
-    assert page.stat().st_size < 8 * 2**20 and text.count("plotly.js v") == 1 and "<title>A &lt;report&gt;</title>" in text
-    assert text.count('class="sg-plotly"') == N_PLOTLY and own.count("data:image/png;base64,") == len(FIGURES) - N_PLOTLY and len(set(re.findall(r'id="(figure-\d+)"', text))) == N_PLOTLY
-
-
-def test_page_without_plotly_figures_carries_no_plotly(tmp_path):
-    assert write_page(tmp_path / "small.html", "small", ["text", ROWS]).stat().st_size < 20_000
-
-
-def test_page_refuses_what_must_be_fetched_and_keeps_the_old_page(tmp_path):
-    path = write_page(tmp_path / "page.html", "old", ["text"])
-    for block in ('<img src="https://example.org/x.png">', "<script src='//example.org/x.js'></script>", '<link rel="stylesheet" href="https://example.org/x.css">'):
-        with pytest.raises(FigureError, match="embed it"): write_page(path, "new", [block])
-    with pytest.raises(FigureError, match="dict"): block_html({}, "x")
-    assert "old" in path.read_text() and list(tmp_path.iterdir()) == [path]
-
-
-def test_large_page_warns(tmp_path):
-    with pytest.warns(UserWarning, match="MiB"): write_page(tmp_path / "page.html", "large", ["x" * 3000], max_mib=0.001)
-
-
-def test_page_draws_in_a_browser(page, tmp_path):
-    "Every figure is drawn by the browser with no script error and no network."
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if not chromium: pytest.skip("no chromium here")
-    probe = "<head><script>addEventListener('error', e => document.documentElement.dataset.error = e.message);addEventListener('unhandledrejection', e => document.documentElement.dataset.error = e.reason)</script>"
-    watched = tmp_path / "watched.html"
-    watched.write_text(page.read_text().replace("<head>", probe, 1))
-    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--host-resolver-rules=MAP * ~NOTFOUND",
-               f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=10000", "--dump-dom", watched.as_uri()]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
-    if not dom: pytest.skip("chromium does not start here")
-    assert not re.search(r'<html[^>]*data-error="([^"]*)"', dom), re.search(r'<html[^>]*data-error="([^"]*)"', dom)[1]
-    drawn = re.split(r'<div class="sg-plotly', dom.split("<script>!function")[0])[1:]
-    assert len(drawn) == N_PLOTLY and all('class="main-svg"' in d and re.search(r'class="x\d*tick"', d) for d in drawn)
+def test_bars_need_rows():
+    with pytest.raises(FigureError, match="no column phase"): beside_rows(COMPARED[["method", "cer"]])
+    with pytest.raises(FigureError, match="nothing to draw"): beside_bars(COMPARED[COMPARED.method == "D"], "simulated")
+    with pytest.raises(FigureError, match="nothing to draw"): beside_bars(COMPARED.assign(phase="train"), "simulated")
+    only = beside_bars(COMPARED[COMPARED.method == "C"], "simulated")
+    assert [t.name for t in only.data if not t.meta] == ["one run of ours"] and "xaxis2" not in only.to_dict()["layout"]

@@ -12,15 +12,11 @@ import pytest
 
 from semgbook.book import EXPERIMENTS
 from semgbook.charset import get_charset
-from semgbook.figures import Drawn, FigureError, Fold, beside_bars, beside_rows, block_html, print_beside, table_html, table_markdown, text_html, write_markdown, write_page
 from semgbook.recipes import override, preset
 from semgbook.statistics import across_seeds
 from semgbook.synthetic import project_root
 
 NOTEBOOK = project_root() / "nbs" / "report.ipynb"
-ROWS = pd.DataFrame([("A", "val", 10.0, 8.0, 12.0, 9.0, [("a-s0", 9.0), ("a-s1", 11.0)], "greedy"), ("A", "test", 20.0, 18.0, 200.0, None, [("a-s0", 19.0), ("a-s1", 21.0)], "greedy"), ("A", "test", 15.0, None, None, 14.0, [("a-s0", 15.0)], "language model"),
-                     ("B", "test", None, None, None, 30.0, [], "greedy"), ("C", "test", 25.0, None, None, None, [("c-s0", 25.0)], "greedy"), ("D", "test", None, None, None, None, [], "greedy")],
-                    columns="method phase cer low high published runs decoder".split())
 
 
 def rates(cer, low=None, high=None, n=500):
@@ -195,68 +191,6 @@ def test_three_small_runs_make_a_page(tmp_path):
     page, markdown, _ = build(root, tmp_path / "report.html")
     assert "3 finished runs of 3 methods in 2 experiments" in page and "unfinished" not in page.split("<h2")[0]
     assert page.count("published: BiLSTM") >= 6 and "semgbook book paper_hybrids" in page and "30.50 [" in markdown
-
-
-# --- the pieces -----------------------------------------------------------------------------------
-
-def words_of(figure):
-    return {(t.meta["method"], t.xaxis, t.meta["decoder"]): t.text[0] for t in figure.data if t.type == "scatter" and t.mode == "text"}
-
-
-def test_bars_say_what_is_ours_and_what_is_not():
-    figure = beside_bars(ROWS, "simulated", "made up")
-    words = words_of(figure)
-    assert words == {("A", "x", "greedy"): "10.0  ◇ 9.0", ("A", "x2", "greedy"): "20.0▸", ("A", "x2", "language model"): "15.0  ◇ 14.0", ("B", "x2", "greedy"): "not run  ◇ 30.0", ("C", "x2", "greedy"): "25.0"}
-    assert figure.layout.meta["methods"] == ["A", "B", "C"] and figure.layout.meta["decoders"] == ["greedy", "language model"]
-    assert all(t.visible == (t.meta["decoder"] == "greedy") for t in figure.data if t.meta)
-    assert all("ours (simulated)" in t.hovertemplate for t in figure.data if t.type == "bar")
-    dots = next(t for t in figure.data if t.type == "scatter" and t.mode == "markers" and t.meta and t.meta["method"] == "A" and t.marker.symbol is None)
-    assert list(dots.x) == [9.0, 11.0] and [c[0] for c in dots.customdata] == ["a-s0", "a-s1"] == list(dots.meta["runs"])
-
-
-def test_an_endless_whisker_does_not_squeeze_the_bars():
-    figure = beside_bars(ROWS, "simulated")
-    assert figure.layout.xaxis2.range[1] < 70
-    ends = [t.x[0] + t.error_x.array[0] for t in figure.data if t.type == "bar" and t.error_x.array[0] is not None and not np.isnan(t.error_x.array[0])]
-    assert max(ends) < 60 and "18.00 to 200.00" in next(t.hovertemplate for t in figure.data if t.type == "bar" and "test" in t.hovertemplate)
-
-
-def test_bars_need_rows():
-    with pytest.raises(FigureError, match="no column phase"): beside_rows(ROWS[["method", "cer"]])
-    with pytest.raises(FigureError, match="nothing to draw"): beside_bars(ROWS[ROWS.method == "D"], "simulated")
-    with pytest.raises(FigureError, match="nothing to draw"): beside_bars(ROWS.assign(phase="train"), "simulated")
-    only = beside_bars(ROWS[ROWS.method == "C"], "simulated")
-    assert [t.name for t in only.data if not t.meta] == ["one run of ours"] and "xaxis2" not in only.to_dict()["layout"]
-
-
-def test_a_figure_stands_without_the_room_of_its_title():
-    layout = json.loads(re.search(r'json">(.*?)</script>', block_html(Drawn(beside_bars(ROWS, "simulated"), print_beside(ROWS, "simulated")), "x"), re.S)[1])["layout"]
-    own = beside_bars(ROWS, "simulated").layout
-    assert layout["margin"]["t"] == 44 and own.height - layout["height"] == own.margin.t - 44 == own.meta["rest"] - layout["meta"]["rest"]
-
-
-def test_folds_and_contents(tmp_path):
-    page = write_page(tmp_path / "p.html", "T", ["## One <&", Fold("more <b>", ("inside", ROWS[["method", "cer"]])), "## Two"], contents=True, cards={"r": {"recipe": {"a": "</script>"}}}).read_text()
-    assert '<a href="#s1">' in page and '<h2 id="s2">Two</h2>' in page and "<summary>more &lt;b&gt;</summary><p>inside</p>" in page
-    assert "</script>" not in re.search(r'id="sg-cards">(.*?)</script>', page)[1]
-
-
-def test_numbers_in_words_are_aligned_as_numbers():
-    table = table_html(pd.DataFrame({"cer": ["11.40 [10.10, 12.80]", "–"], "steps": ["1,234", "7"], "name": ["4 of 16", "x"]}))
-    assert table.count('<td class=n>') == 4 and table.count("<th class=n>") == 2
-
-
-def test_markdown_tables_and_what_is_left_to_the_page(tmp_path):
-    assert table_markdown(pd.DataFrame({"a|b": ["x|y", None], "n": [1.234, 5]})).splitlines() == ["| a\\|b | n |", "| --- | --- |", "| x\\|y | 1.23 |", "| – | 5.00 |"]
-    (tmp_path / "figures").mkdir()
-    (tmp_path / "figures" / "r-07.png").write_text("of an earlier report"); (tmp_path / "figures" / "mine.png").write_text("kept")
-    text = write_markdown(tmp_path / "r.md", "T", ["words", Drawn(beside_bars(ROWS, "simulated", "how"), print_beside(ROWS, "simulated")), beside_bars(ROWS, "simulated"), Fold("more", ("inside",))]).read_text()
-    assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == ["mine.png", "r-01.png"] and "in the page only" in text and "### more\n\ninside" in text
-    with pytest.raises(FigureError, match="dict"): write_markdown(tmp_path / "r.md", "T", [{}])
-
-
-def test_emphasis_and_bold():
-    assert text_html("*a b* and **c** and 2 * 3 * 4") == "<p><em>a b</em> and <strong>c</strong> and 2 * 3 * 4</p>"
 
 
 # --- in a browser ---------------------------------------------------------------------------------
