@@ -87,7 +87,8 @@ def prepare_downloaded(
 )->Path: # a folder of .hdf5 sessions
     "The folder of a real corpus; converted on first use."
     folder = raw_root() / CORPORA[name].folder
-    if not folder.is_dir(): raise FileNotFoundError(f"corpus {name} is not at {folder}: semgbook data fetch {name}, or name the folder where you have it with data.corpus")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"corpus {name} is not at {folder}: semgbook data fetch {name}, or name the folder where you have it with data.corpus")
     if convert is None: return folder
     sessions = folder.with_name(f"{folder.name}-sessions")
     convert(folder, sessions)
@@ -127,18 +128,22 @@ CORPORA = {c.name: c for c in (
     CorpusSource("emg2qwerty", "real touch typing, 108 users, 346 hours, 2 kHz, two bands of 16 electrodes", _NC, partial(prepare_downloaded, "emg2qwerty"),
                  "emg2qwerty-data-2021-08", (RemoteFile("emg2qwerty-data-2021-08.tar.gz", _TYPING),), archive=True, size=308_382_645_571, citation=_CITE),
     CorpusSource("emg2qwerty-bids", "real touch typing, the recordings of emg2qwerty as BIDS (nm000104): BDF files with events", _NC,
-                 partial(refuse_to_prepare, "emg2qwerty-bids", "is BDF recordings, not session files: read them with mne and write them with write_session, or use corpus emg2qwerty"),
-                 "nm000104", bucket="https://nemar.s3.amazonaws.com", size=239_700_000_000, selectable=("users", "sessions"), citation=f"{_CITE}; doi:10.82901/nemar.nm000104"),
+                 partial(refuse_to_prepare, "emg2qwerty-bids", "is BDF recordings, not session files: read them with mne and "
+                                                               "write them with write_session, or use corpus emg2qwerty"),
+                 "nm000104", bucket="https://nemar.s3.amazonaws.com", size=239_700_000_000, selectable=("users", "sessions"),
+                 citation=f"{_CITE}; doi:10.82901/nemar.nm000104"),
     CorpusSource("myo", "real wrist gestures, text files of one Myo armband, 200 Hz, 8 electrodes", "MIT",
                  partial(prepare_downloaded, "myo", lambda folder, sessions: convert_myo(folder / "_readings_right_hand", sessions)),
                  "myo", (RemoteFile("myo-readings-dataset.tar.gz", _MYO),), archive=True, citation="A. Francic, myo-readings-dataset, GitHub 2021"),
-    CorpusSource("kao", "real finger presses, two people, tables of one Myo armband, 200 Hz, 8 electrodes", _NC, partial(prepare_downloaded, "kao", convert_finger_tables), "kao",
+    CorpusSource("kao", "real finger presses, two people, tables of one Myo armband, 200 Hz, 8 electrodes", _NC,
+                 partial(prepare_downloaded, "kao", convert_finger_tables), "kao",
                  (RemoteFile("subject1.csv", f"{_KAO}/subject1.csv", None, "git:eff9ef178d37123a921a34de9a38ca08090d2124"),
                   RemoteFile("subject2.csv", f"{_KAO}/subject2.csv", None, "git:b42e33ab74e4731d569abf8d1dcbb499057295e6")),
                  selectable=("users",), citation="Jain and Sanchez, Bridging the generalization gap in sEMG keystroke recognition"),
     CorpusSource("emg2qwerty-splits", "no recordings: which sessions the published protocols train, validate and test on", _NC,
                  partial(refuse_to_prepare, "emg2qwerty-splits", "is lists of sessions, not session files: it belongs beside corpus emg2qwerty"), "emg2qwerty-splits",
-                 (*(RemoteFile(f"{n}.yaml", f"{_SPLITS}/{n}.yaml") for n in ("generic", *(f"user{i}" for i in range(8)))), RemoteFile("single_user.yaml", _COURSE)), citation=_CITE))}
+                 (*(RemoteFile(f"{n}.yaml", f"{_SPLITS}/{n}.yaml") for n in ("generic", *(f"user{i}" for i in range(8)))),
+                  RemoteFile("single_user.yaml", _COURSE)), citation=_CITE))}
 
 # %% ../nbs/14_corpora.ipynb #describe-corpora
 def describe_corpora(
@@ -149,8 +154,10 @@ def describe_corpora(
     for c in CORPORA.values():
         marks = {(f.digest or "not published").split(":")[0] for f in c.files} or {"per file"}
         here = bool(c.folder) and (Path(root or raw_root()) / c.folder).is_dir()
-        rows.append({"corpus": c.name, "what": c.what, "licence of the data": c.licence, "size": f"about {c.size / 1e9:.1f} GB" if c.size else "not published" if c.folder else "made here",
-                     "checksum": ", ".join(sorted(marks)) if c.folder else "made here", "single": ", ".join(c.selectable) or "no", "here": "yes" if here else "no" if c.folder else "made here"})
+        rows.append({"corpus": c.name, "what": c.what, "licence of the data": c.licence,
+                     "size": f"about {c.size / 1e9:.1f} GB" if c.size else "not published" if c.folder else "made here",
+                     "checksum": ", ".join(sorted(marks)) if c.folder else "made here", "single": ", ".join(c.selectable) or "no",
+                     "here": "yes" if here else "no" if c.folder else "made here"})
     return pd.DataFrame(rows).set_index("corpus")
 
 # %% ../nbs/14_corpora.ipynb #select-files
@@ -170,7 +177,8 @@ def _select_files(source, users, sessions): # CorpusSource; names of users; name
     else: files = list_bucket(source.bucket, prefix, below=False)
     for user in users:
         mine = [RemoteFile(f"sub-{user}/{f.path}", f.url, f.size, f.digest) for f in list_bucket(source.bucket, f"{prefix}sub-{user}/")]
-        if not mine: raise CorpusError(f"corpus {source.name} has no user {user}: nothing lies at {source.bucket}/{prefix}sub-{user}/; see its participants.tsv")
+        if not mine:
+            raise CorpusError(f"corpus {source.name} has no user {user}: nothing lies at {source.bucket}/{prefix}sub-{user}/; see its participants.tsv")
         files += mine
     wanted = {f"ses-{s.removeprefix('ses-')}" for s in sessions}
     parts = lambda f: set(PurePosixPath(f.path).parts)
@@ -223,7 +231,8 @@ def corpus_folder(name: str,  # a name in CORPORA, or a folder
     if name in CORPORA: return CORPORA[name].prepare()
     folder = Path(name).expanduser()
     if not folder.is_dir(): raise FileNotFoundError(f"corpus {name!r} is neither a known name ({', '.join(CORPORA)}) nor a folder")
-    if not list_sessions(folder): raise FileNotFoundError(f"folder {folder} holds no .hdf5 sessions: convert recordings first (semgbook convert --help)")
+    if not list_sessions(folder):
+        raise FileNotFoundError(f"folder {folder} holds no .hdf5 sessions: convert recordings first (semgbook convert --help)")
     return folder
 
 
@@ -283,7 +292,8 @@ def read_metadata(
     if missing: raise CorpusError(f"{path}: has no column {missing[0]}, only {', '.join(header)}; take it from the archive again")
     table = {name: [] for name in header}
     for number, row in enumerate((r for r in rows if r), start=1):
-        if len(row) != len(header): raise CorpusError(f"{path}: row {number} has {len(row)} fields, the header {len(header)}; take it from the archive again")
+        if len(row) != len(header):
+            raise CorpusError(f"{path}: row {number} has {len(row)} fields, the header {len(header)}; take it from the archive again")
         for name, text in zip(header, row, strict=True):
             try: table[name].append(METADATA.get(name, str)(text))
             except ValueError as e: raise CorpusError(f"{path}: row {number}, column {name}: {e}; correct it") from None
@@ -309,7 +319,8 @@ def _remarks(session, listed): # Session; listed: its row of the metadata, or No
     if listed is None: return
     yield listed.user != session.user, f"metadata.csv says user {listed.user}, the file {session.user}"
     yield listed.num_keystrokes != n, f"metadata.csv says {listed.num_keystrokes} keystrokes, the file has {n}"
-    yield abs(listed.duration_mins * 60 - session.duration_s) > 0.01 * session.duration_s + 1, f"metadata.csv says {listed.duration_mins:.2f} minutes, the file has {session.duration_s / 60:.2f}"
+    yield (abs(listed.duration_mins * 60 - session.duration_s) > 0.01 * session.duration_s + 1,
+           f"metadata.csv says {listed.duration_mins:.2f} minutes, the file has {session.duration_s / 60:.2f}")
 
 
 def _session_row(path, check_signal, listed, names): # names: session names seen so far, with their file
@@ -321,7 +332,8 @@ def _session_row(path, check_signal, listed, names): # names: session names seen
     if other != path.name: problems.insert(0, f"session_name {session.name!r} as in {other}; remove the copy")
     press = session.press_times
     return {"file": path.name, "user": session.user, "samples": session.n_samples, "minutes": session.duration_s / 60, "rate_hz": session.rate_hz,
-            "keystrokes": len(press), "labels": len(QWERTY.labels_of_keys(session.keys)), "first_press_s": press[0] - session.first_time if len(press) else np.nan,
+            "keystrokes": len(press), "labels": len(QWERTY.labels_of_keys(session.keys)),
+            "first_press_s": press[0] - session.first_time if len(press) else np.nan,
             "last_press_s": press[-1] - session.last_time if len(press) else np.nan, "usable": other == path.name, "problems": "; ".join(problems)}
 
 # %% ../nbs/14_corpora.ipynb #check-corpus
@@ -345,7 +357,8 @@ def check_corpus(
         if listed and path.stem not in listed: row["problems"] = "; ".join(filter(None, (row["problems"], "not listed in metadata.csv")))
         rows.append(row)
         if progress: progress(path.name, done, len(paths))
-    rows += [{"file": f"{name}.hdf5", "user": row.user, "usable": False, "problems": NOT_HERE} for name, row in listed.items() if name not in {p.stem for p in paths}]
+    rows += [{"file": f"{name}.hdf5", "user": row.user, "usable": False, "problems": NOT_HERE}
+             for name, row in listed.items() if name not in {p.stem for p in paths}]
     return pd.DataFrame(rows, columns=CHECKED).astype({"samples": "Int64", "keystrokes": "Int64", "labels": "Int64", "usable": bool})
 
 
@@ -355,7 +368,9 @@ def check_lines(
     "The problems of a check, a line for each file, and a summary."
     absent, here = table[table.problems == NOT_HERE], table[table.problems != NOT_HERE]
     lines = [f"{'remark ' if row.usable else 'REFUSED'} {row.file}: {row.problems}" for row in here.itertuples() if row.problems]
-    if len(absent): lines.append(f"remark  metadata.csv lists {len(absent)} sessions that are not in the folder: {', '.join(absent.file[:3])}{', ...' if len(absent) > 3 else ''}")
+    if len(absent):
+        some = ", ".join(absent.file[:3]) + (", ..." if len(absent) > 3 else "")
+        lines.append(f"remark  metadata.csv lists {len(absent)} sessions that are not in the folder: {some}")
     sessions = here[here.file != "metadata.csv"]
     good = sessions[sessions.usable]
     return [*lines, f"{len(sessions)} sessions, {len(sessions) - len(good)} refused; usable: {good.user.nunique()} users, {good.minutes.sum() / 60:.2f} hours, "

@@ -94,7 +94,8 @@ def check_table(
     def claim(holds, what):
         if not holds: raise DecodeError(f"this table of n-grams is broken: {what}; build all of its arrays from one model")
     n_states, n_arcs, start = len(table.backoff), len(table.arc_symbol), table.arc_start
-    claim(len(start) == n_states + 1 and start[0] == 0 and start[-1] == n_arcs and (np.diff(start) >= 0).all(), f"arc_start does not share {n_arcs} arcs among {n_states} states")
+    claim(len(start) == n_states + 1 and start[0] == 0 and start[-1] == n_arcs and (np.diff(start) >= 0).all(),
+          f"arc_start does not share {n_arcs} arcs among {n_states} states")
     for name, size in dict(arc_log10=n_arcs, arc_next=n_arcs, backoff_state=n_states).items():
         claim(len(getattr(table, name)) == size, f"{name} has {len(getattr(table, name))} items where {size} are needed")
     for name, low, stop in (("arc_next", 0, n_states), ("arc_symbol", 0, len(table.symbols)), ("backoff_state", -1, n_states)):
@@ -221,10 +222,12 @@ class BeamSettings:
 
     def __post_init__(self):
         for name in ("beam", "top_classes"):
-            if not isinstance(getattr(self, name), (int, np.integer)): raise DecodeError(f"{name} is {getattr(self, name)!r}, but must be a whole number")
+            if not isinstance(getattr(self, name), (int, np.integer)):
+                raise DecodeError(f"{name} is {getattr(self, name)!r}, but must be a whole number")
         if self.beam < 1: raise DecodeError(f"beam is {self.beam}, but a search keeps at least 1 prefix; 50 is usual")
         for name in ("lm_weight", "insertion_bonus"):
-            if not np.isfinite(getattr(self, name)): raise DecodeError(f"{name} is {getattr(self, name)!r}, but must be a finite number; 2.0 is usual")
+            if not np.isfinite(getattr(self, name)):
+                raise DecodeError(f"{name} is {getattr(self, name)!r}, but must be a finite number; 2.0 is usual")
 
 # %% ../nbs/40_decoders.ipynb #make-scorer
 def make_scorer(
@@ -280,7 +283,8 @@ def new_beam(
 ) -> Beam:
     "A search that has read nothing: the empty text, with probability one."
     beam = Beam(np.zeros(room, NODE), np.zeros(room, TIME), np.zeros(size, ENTRY), np.ones(3, np.int64), np.zeros(size, ENTRY), np.zeros(size, CANDIDATE),
-                np.zeros((size, n_top), np.int32), np.zeros(size + 1, CANDIDATE), np.zeros(size + 1, np.int32), np.zeros(n_top, np.int32), np.zeros(n_classes, np.int32))
+                np.zeros((size, n_top), np.int32), np.zeros(size + 1, CANDIDATE), np.zeros(size + 1, np.int32),
+                np.zeros(n_top, np.int32), np.zeros(n_classes, np.int32))
     for name in ("parent", "label", "child", "sibling"): beam.nodes[0][name] = -1
     beam.nodes[0]["state"], beam.times[0]["parent"], beam.entries[0]["key"] = start, -1, -np.inf
     return beam
@@ -615,5 +619,6 @@ def make_stream(
 ) -> GreedyDecoder | BeamDecoder:         # push(log_probs), reset(), finished() -> Decoded
     "A decoder of that name for one stream."
     if get_decoder(name) is beam_decode: return BeamDecoder(charset, settings, lm)
-    if settings is not None or lm is not None: raise DecodeError(f"the {name} decoder takes neither settings nor a language model: leave them out, or ask for 'beam'")
+    if settings is not None or lm is not None:
+        raise DecodeError(f"the {name} decoder takes neither settings nor a language model: leave them out, or ask for 'beam'")
     return GreedyDecoder(charset)

@@ -92,7 +92,8 @@ def _request_rest(url, have, version, timeout): # version: mark of what we have,
         whole = re.fullmatch(r"bytes \*/(\d+)", e.headers.get("Content-Range") or "")
         if e.code != 416 or not have: raise
         return (None, have, have) if whole and int(whole[1]) == have else _request_rest(url, 0, "", timeout)
-    if response.headers.get("Content-Encoding", "identity") != "identity": raise DownloadError(f"{url}: comes {response.headers['Content-Encoding']}-encoded although it was asked for as it is; check the address")
+    if response.headers.get("Content-Encoding", "identity") != "identity":
+        raise DownloadError(f"{url}: comes {response.headers['Content-Encoding']}-encoded although it was asked for as it is; check the address")
     length = response.headers.get("Content-Length")
     if response.status != 206: return response, 0, int(length) if length else None
     place = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range") or "")
@@ -109,7 +110,9 @@ def check_room(
 )->None:
     "Refuse to begin what the disk cannot hold."
     free = shutil.disk_usage(folder).free
-    if needed > free: raise DownloadError(f"{what} needs {needed / 1e9:,.2f} GB, and {folder} has {free / 1e9:,.2f} GB left; free some space, or fetch to another disk with root")
+    if needed > free:
+        raise DownloadError(f"{what} needs {needed / 1e9:,.2f} GB, and {folder} has {free / 1e9:,.2f} GB left; free some space, "
+                            "or fetch to another disk with root")
 
 
 @contextmanager
@@ -194,12 +197,17 @@ def download(
                 _accept(file, part, target)
                 return target
             except urllib.error.HTTPError as e:
-                if e.code not in _LATER: raise DownloadError(f"{file.url}: the server answers {e.code} {' '.join(str(e.reason).split())}; check the address, or whether the data set has moved") from None
+                if e.code not in _LATER:
+                    raise DownloadError(f"{file.url}: the server answers {e.code} {' '.join(str(e.reason).split())}; check the address, "
+                                        "or whether the data set has moved") from None
                 reason, wait = f"the server answers {e.code}", _seconds(e.headers.get("Retry-After"))
             except (_CutError, http.client.HTTPException, urllib.error.URLError, ConnectionError, TimeoutError) as e: reason = str(getattr(e, "reason", e))
-            except OSError as e: raise DownloadError(f"{part}: cannot be written ({e}); free some space or choose another folder with root, and fetch again to go on") from e
+            except OSError as e:
+                raise DownloadError(f"{part}: cannot be written ({e}); free some space or choose another folder with root, and fetch again to go on") from e
             failed, furthest = (1, size_of_part()) if size_of_part() > furthest else (failed + 1, furthest)
-            if failed >= tries: raise DownloadError(f"{file.url}: {tries} tries in a row brought nothing new ({reason}); {size_of_part():,} bytes are kept in {part.name}, fetch again to go on from there")
+            if failed >= tries:
+                raise DownloadError(f"{file.url}: {tries} tries in a row brought nothing new ({reason}); "
+                                    f"{size_of_part():,} bytes are kept in {part.name}, fetch again to go on from there")
             time.sleep(min(60.0, max(wait, pause_s * 2**(failed - 1))))
 
 
@@ -234,7 +242,9 @@ def safe_path(
     "A foreign name as a path that stays below its folder, or a refusal."
     path = PurePosixPath(name)
     harmless = bool(name) and not path.is_absolute() and ".." not in path.parts and path.parts and not re.search(r"[\x00-\x1f\\]|^[A-Za-z]:", name)
-    if not harmless: raise DownloadError(f"{where}: holds a file named {name[:80]!r}, which would be written outside its folder; do not unpack it, get it from its publisher")
+    if not harmless:
+        raise DownloadError(f"{where}: holds a file named {name[:80]!r}, which would be written outside its folder; do not unpack it, "
+                            "get it from its publisher")
     return path
 
 # %% ../nbs/02_downloads.ipynb #list-bucket
@@ -253,7 +263,8 @@ def list_bucket(
             with open_url(asked.url, timeout=timeout) as response: text = response.read(2**24)
             if b"<!DOCTYPE" in text or b"<!ENTITY" in text: raise ElementTree.ParseError("it declares entities")
             root = ElementTree.fromstring(text)
-        except (ElementTree.ParseError, OSError, http.client.HTTPException) as e: raise DownloadError(f"{asked.url}: the listing cannot be read ({e}); check the address and the connection, and try again") from None
+        except (ElementTree.ParseError, OSError, http.client.HTTPException) as e:
+            raise DownloadError(f"{asked.url}: the listing cannot be read ({e}); check the address and the connection, and try again") from None
         for entry in root.iterfind("{*}Contents"):
             key, size, etag = (entry.findtext(f"{{*}}{field}", "") for field in ("Key", "Size", "ETag"))
             if key.endswith("/"): continue
@@ -304,7 +315,8 @@ def _write_members(archive, members, folder, limit, tell): # tell: function of b
     for name, kind, size, stream in members:
         if kind == "folder" and not PurePosixPath(name).parts: continue  # ./
         path = safe_path(name, archive)
-        if kind in ("link", "device"): raise DownloadError(f"{archive}: member {name!r} is a {kind}; corpora are plain files, get the archive from its publisher")
+        if kind in ("link", "device"):
+            raise DownloadError(f"{archive}: member {name!r} is a {kind}; corpora are plain files, get the archive from its publisher")
         key = str(path).casefold()
         if any(seen.get(str(p).casefold()) == "file" for p in path.parents) or key in seen and (kind, seen[key]) != ("folder", "folder"):
             raise DownloadError(f"{archive}: member {name!r} comes twice; get the archive from its publisher")

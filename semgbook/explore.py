@@ -71,6 +71,11 @@ class Picture(anywidget.AnyWidget):
         self.send({"plotly": True}, [get_plotlyjs().encode()])
 
 # %% ../nbs/61_explore.ipynb #controls
+def _plain():
+    "What all controls look like."
+    return dict(style=dict(description_width="170px"), layout=W.Layout(width="410px"))
+
+
 def slider(
     label: str, # what a person reads, with the unit
     value, # where it stands at first
@@ -80,7 +85,7 @@ def slider(
 ):
     "A slider for whole numbers if all four are whole, else for fractions."
     kind = W.IntSlider if all(isinstance(v, int) for v in (value, low, high, step)) else W.FloatSlider
-    return kind(value, min=low, max=high, step=step, description=label, continuous_update=True, style=dict(description_width="170px"), layout=W.Layout(width="410px"))
+    return kind(value, min=low, max=high, step=step, description=label, continuous_update=True, **_plain())
 
 
 def menu(
@@ -91,7 +96,7 @@ def menu(
     "A drop-down menu."
     options = list(options)
     first = options[0][1] if isinstance(options[0], tuple) else options[0]
-    return W.Dropdown(options=options, value=first if value is None else value, description=label, style=dict(description_width="170px"), layout=W.Layout(width="410px"))
+    return W.Dropdown(options=options, value=first if value is None else value, description=label, **_plain())
 
 # %% ../nbs/61_explore.ipynb #panel
 class Panel:

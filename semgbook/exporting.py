@@ -116,7 +116,8 @@ class Exportable(nn.Module):
     ):
         super().__init__()
         if front_end is not None and type(front_end) is not LogSpectrogram:
-            raise TransferError(f"{type(front_end).__name__} cannot be exported, only LogSpectrogram: export from frames (front_end=None) and compute them outside")
+            raise TransferError(f"{type(front_end).__name__} cannot be exported, only LogSpectrogram: "
+                                "export from frames (front_end=None) and compute them outside")
         encoder, steps, norm = copy.deepcopy(encoder), [], None
         blocks = [*encoder.blocks.values()]
         for i, block in enumerate(blocks):
@@ -201,9 +202,13 @@ def keep_if_equal(
         temporary.write_bytes(data)
         try: apart = check_export(temporary, *parts).difference.max()
         except TransferError: raise
-        except Exception as error: raise TransferError(f"{path} was not written: the recorded graph fails at another size than the recorded one ({str(error).strip().splitlines()[-1][:200]}). "
-                                                       "Some block of this encoder cannot be recorded; try the other format") from None
-        if not apart <= LARGEST_DIFFERENCE: raise TransferError(f"{path} was not written: the recorded graph differs from the model by {apart:.2g}. Some block of this encoder cannot be recorded; try the other format")
+        except Exception as error:
+            raise TransferError(f"{path} was not written: the recorded graph fails at another size than the recorded one "
+                                f"({str(error).strip().splitlines()[-1][:200]}). "
+                                "Some block of this encoder cannot be recorded; try the other format") from None
+        if not apart <= LARGEST_DIFFERENCE:
+            raise TransferError(f"{path} was not written: the recorded graph differs from the model by {apart:.2g}. "
+                                "Some block of this encoder cannot be recorded; try the other format")
     return Path(path)
 
 # %% ../nbs/38_exporting.ipynb #guarded

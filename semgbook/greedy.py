@@ -112,5 +112,6 @@ class GreedyDecoder:
 
     def finished(self) -> Decoded:
         "Everything since the last reset."
-        keys, frames = (np.concatenate([getattr(p, name) for p in self.pieces] or [np.zeros(0)]).astype(kind) for name, kind in (("labels", np.int32), ("frames", np.int64)))
+        keys, frames = (np.concatenate([getattr(p, name) for p in self.pieces] or [np.zeros(0)]).astype(kind)
+                        for name, kind in (("labels", np.int32), ("frames", np.int64)))
         return Decoded("".join(p.text for p in self.pieces), keys, frames)

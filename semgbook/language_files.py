@@ -93,7 +93,8 @@ def explain_rows(
         for name, value in (("probability", fields[0]), *(("backoff weight", f) for f in fields[order + 1:])):
             try: number = float(value)
             except ValueError: number = np.nan
-            if not np.isfinite(number): raise LanguageModelError(f"{where}the {name} {value!r} is not a number: correct the line, or write the model again")
+            if not np.isfinite(number):
+                raise LanguageModelError(f"{where}the {name} {value!r} is not a number: correct the line, or write the model again")
             if name == "probability" and number > 0:
                 raise LanguageModelError(f"{where}log10 probability {value} is positive, a probability above 1: was it written as a plain probability?")
         if vocabulary is None: continue
@@ -132,10 +133,12 @@ def _close_section(path, line, blocks, announced, grams, vocabulary):
                                  "the file was cut or edited; copy it again, or correct the header")
     if vocabulary is None:
         missing = [s for s in (BOS, EOS) if s not in set(key)]
-        if missing: raise LanguageModelError(f"{path}: no {' and no '.join(missing)} among the 1-grams: a model of whole sentences needs both; train it with them")
+        if missing:
+            raise LanguageModelError(f"{path}: no {' and no '.join(missing)} among the 1-grams: a model of whole sentences needs both; train it with them")
         if UNK not in set(key): key, log10, backoff = np.append(key, UNK), np.append(log10, -100), np.append(backoff, 0)
         vocabulary, key = pd.Index(key), np.arange(len(key))
-        if vocabulary.has_duplicates: raise LanguageModelError(f"{path}: 1-gram {vocabulary[vocabulary.duplicated()][0]!r} is there twice: drop one of the lines")
+        if vocabulary.has_duplicates:
+            raise LanguageModelError(f"{path}: 1-gram {vocabulary[vocabulary.duplicated()][0]!r} is there twice: drop one of the lines")
     rank = np.argsort(key, kind="stable")
     key = key[rank]
     if (key[1:] == key[:-1]).any(): raise LanguageModelError(f"{path}: a {order}-gram before line {line} is there twice: drop one of the lines")
@@ -189,7 +192,8 @@ def write_arpa(
 ) -> Path:                # `path`
     "Write a model as an ARPA file, with as many digits as it takes to read the same numbers again."
     odd = next((s for s in model.symbols if s.split() != [s]), None)
-    if odd is not None: raise LanguageModelError(f"symbol {odd!r} cannot stand in an ARPA file, where blanks separate symbols: write another one for it")
+    if odd is not None:
+        raise LanguageModelError(f"symbol {odd!r} cannot stand in an ARPA file, where blanks separate symbols: write another one for it")
     with atomic_path(path) as temporary, open(temporary, "wb") as raw:
         with gzip.GzipFile(filename="", fileobj=raw, mode="wb", compresslevel=6, mtime=0) if str(path).endswith(".gz") else raw as file:
             file.write("\n".join(["\\data\\", *(f"ngram {n}={len(g)}" for n, g in enumerate(model.grams, 1)), ""]).encode())
@@ -217,7 +221,8 @@ def read_kenlm_binary(
     try: model = kenlm.Model(str(path))
     except (OSError, RuntimeError) as e: raise LanguageModelError(f"{path}: KenLM cannot read it ({e}); is it a KenLM binary or an ARPA file?") from e
     known = sorted({s for s in symbols if s in model} - {BOS, EOS, UNK})
-    if not known: raise LanguageModelError(f"{path} knows none of the {len(list(symbols))} symbols handed in: is it a model of words, or of capitals?")
+    if not known:
+        raise LanguageModelError(f"{path} knows none of the {len(list(symbols))} symbols handed in: is it a model of words, or of capitals?")
     nothing, begin = kenlm.State(), kenlm.State()
     model.NullContextWrite(nothing)
     model.BeginSentenceWrite(begin)

@@ -228,7 +228,8 @@ def count_ngrams(
     windows, rank = [NGramCounts(np.arange(n_symbols), np.zeros(n_symbols, int), count, np.arange(n_symbols) == bos)], symbol
     for n in range(2, order + 1):
         at = np.flatnonzero(left >= n)  # where a window of n symbols fits
-        if not len(at): raise LanguageModelError(f"no sentence has {n} symbols with {BOS} and {EOS}: use an order of at most {n - 1}, or longer sentences")
+        if not len(at):
+            raise LanguageModelError(f"no sentence has {n} symbols with {BOS} and {EOS}: use an order of at most {n - 1}, or longer sentences")
         key, first, inverse = np.unique(rank[at] * n_symbols + symbol[at + n - 1], return_index=True, return_inverse=True)
         windows.append(NGramCounts(key, rank[at[first] + 1], np.bincount(inverse, weight[at], len(key)), symbol[at[first]] == bos))
         rank = np.full(len(symbol), -1)

@@ -57,7 +57,9 @@ def regenerate_published(
     rows = {}
     for user, session in zip(metadata["user"], metadata["session"]): rows.setdefault(plain_user(user), []).append(str(session))
     lacking, strange = [user for user in HELD_OUT_USERS if len(rows.get(user, ())) < 4], [user for user in rows if not user.isdecimal()]
-    if lacking: raise SplitError(f"the table has fewer than 4 sessions of the held-out users {', '.join(lacking)}; take metadata.csv of the whole corpus, not of a part")
+    if lacking:
+        raise SplitError(f"the table has fewer than 4 sessions of the held-out users {', '.join(lacking)}; take metadata.csv of the whole corpus, "
+                         "not of a part")
     if strange: raise SplitError(f"the table has user {strange[0]!r}, where published users are numbers; take metadata.csv of the published corpus")
     def without(own, taken): return {user: [s for s in own[user] if s not in taken[user]] for user in own}
     def pairs(*users): return [(user, s) for own in users for user in own for s in own[user]]
@@ -68,7 +70,8 @@ def regenerate_published(
     val = draw_two(left)
     train = without(left, val)
     roles = {"generic": {"train": pairs(without(others, known)), "val": pairs(known), "test": pairs(test)}}
-    return roles | {f"user{i}": {role: pairs({u: own[u]}) for role, own in (("train", train), ("val", val), ("test", test))} for i, u in enumerate(HELD_OUT_USERS)}
+    return roles | {f"user{i}": {role: pairs({u: own[u]}) for role, own in (("train", train), ("val", val), ("test", test))}
+                    for i, u in enumerate(HELD_OUT_USERS)}
 
 # %% ../nbs/23_protocols.ipynb #published-digests-table
 PUBLISHED_DIGESTS = {
@@ -101,8 +104,10 @@ def check_published(
 ) -> dict: # the roles
     "Refuse lists that are not the published ones."
     made = {role: list_digest(roles.get(role, ())) for role in ("train", "val", "test")}
-    wrong = [f"{role} ({len(roles.get(role, ()))} sessions, {made[role]} instead of {want})" for role, want in zip(made, PUBLISHED_DIGESTS[protocol]) if made[role] != want]
-    if wrong: raise SplitError(f"protocol {protocol}: the lists from {source} are not the published ones: {', '.join(wrong)}; use the whole metadata.csv "
+    wrong = [f"{role} ({len(roles.get(role, ()))} sessions, {made[role]} instead of {want})"
+             for role, want in zip(made, PUBLISHED_DIGESTS[protocol]) if made[role] != want]
+    if wrong:
+        raise SplitError(f"protocol {protocol}: the lists from {source} are not the published ones: {', '.join(wrong)}; use the whole metadata.csv "
                                "with its rows in the original order, or give the published YAML file of this protocol as source=")
     return roles
 
@@ -112,7 +117,8 @@ def read_published_split(
 ) -> dict[str, list[tuple[str, str]]]: # role to (user, session)
     "The lists of recordings in a published split file."
     try: lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as e: raise SplitError(f"{path}: cannot be read ({e}); give a YAML file with dataset.train, dataset.val and dataset.test") from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise SplitError(f"{path}: cannot be read ({e}); give a YAML file with dataset.train, dataset.val and dataset.test") from None
     roles, entry, inside, role, level = {"train": [], "val": [], "test": []}, {}, None, None, 0
     for number, line in enumerate([*lines, "end:"], 1):
         text, depth = re.sub(r"(^|\s)#.*", "", line).strip(), len(line) - len(line.lstrip())
@@ -175,7 +181,8 @@ def read_corpus_rows(
 ) -> pd.DataFrame: # columns user and session, as text
     "Who recorded what, row by row; everything else in the table is left alone."
     try: return pd.read_csv(path, usecols=["user", "session"], dtype=str)
-    except (OSError, ValueError) as e: raise SplitError(f"{path}: no table with the columns user and session ({e}); take metadata.csv from the archive of the corpus") from None
+    except (OSError, ValueError) as e:
+        raise SplitError(f"{path}: no table with the columns user and session ({e}); take metadata.csv from the archive of the corpus") from None
 
 # %% ../nbs/23_protocols.ipynb #published-roles
 def published_roles(
@@ -242,7 +249,8 @@ def split_by_users_18_6_6(
     pairs = [(plain_user(user), str(name)) for user, name in zip(table["user"], table["session"])]
     counts = pd.Series([user for user, _ in pairs], dtype=object).value_counts()
     ranked = sorted(hash_order([u for u in counts.index if u not in (*HELD_OUT_USERS, COURSE_USER)], "users"), key=lambda user: -counts[user])[:30]
-    if len(ranked) < 30: raise SplitError(f"users_18_6_6 needs 30 users outside the published test sets and has {len(ranked)}; give metadata.csv of the corpus as source=")
+    if len(ranked) < 30:
+        raise SplitError(f"users_18_6_6 needs 30 users outside the published test sets and has {len(ranked)}; give metadata.csv of the corpus as source=")
     order = hash_order(ranked, "roles")
     roles = {role: [p for p in pairs if p[0] in users] for role, users in (("train", order[:18]), ("val", order[18:24]), ("test", order[24:]))}
     if pinned: check_published("users_18_6_6", roles, "the session headers" if source is None else "the table")
@@ -271,7 +279,8 @@ def published_lineage(
     split: Split | None = None, # the published split it was trained on; None: known by its users only
 ) -> Lineage: # with the split, exact to the recording
     "What a published checkpoint has seen; a split that is not the published one is refused."
-    if name not in PUBLISHED_LINEAGES: raise SplitError(f"there is no published checkpoint {name!r}; there are {', '.join(PUBLISHED_LINEAGES)}; of others say Lineage(unknown=...)")
+    if name not in PUBLISHED_LINEAGES:
+        raise SplitError(f"there is no published checkpoint {name!r}; there are {', '.join(PUBLISHED_LINEAGES)}; of others say Lineage(unknown=...)")
     if split is None: return PUBLISHED_LINEAGES[name]
     roles = {role: [recording_of(p.session) for p in parts] for role, parts in split.roles().items()}
     check_published(name.split("-")[-1], roles, f"split {split.name}")
@@ -287,7 +296,8 @@ def limit_minutes(
 ) -> Split: # less training, the same validation and test
     "A split with so many minutes of training data; with one seed, more minutes contain fewer."
     have = sum(p.duration_s for p in split.train) / 60
-    if not 0 < minutes <= have + 1e-9: raise SplitError(f"minutes={minutes} must lie between 0 and the {have:.3f} minutes that split {split.name} has to train on")
+    if not 0 < minutes <= have + 1e-9:
+        raise SplitError(f"minutes={minutes} must lie between 0 and the {have:.3f} minutes that split {split.name} has to train on")
     parts = sorted(split.train, key=lambda p: (*recording_of(p.session), p.start))
     kept, left = {}, 60 * minutes
     for i in numpy_generator(seed, "limit_minutes").permutation(len(parts)):

@@ -76,7 +76,8 @@ def scan_pickle(
     except Exception as error: raise TransferError(f"{where}: the pickle inside is damaged ({error}); fetch the file again") from None
     for name, arg in steps:
         if name.startswith("EXT"): raise TransferError(f"{where}: the pickle uses extension codes, which hide what they call; nothing was run")
-        if name.endswith("PUT") and int(arg or 0) > len(program): raise TransferError(f"{where}: the pickle reserves absurd amounts of memory; nothing was run")
+        if name.endswith("PUT") and int(arg or 0) > len(program):
+            raise TransferError(f"{where}: the pickle reserves absurd amounts of memory; nothing was run")
 
 # %% ../nbs/37_published.ipynb #kind-of
 def kind_of(
@@ -98,7 +99,8 @@ class RecordUnpickler(pickle.Unpickler):
 
     def find_class(self, module, name):
         if is_dangerous(module, name):
-            raise TransferError(f"{self.where}: the pickle inside asks for {module}.{name}, which can run code and which no checkpoint needs. Nothing was run, the file "
+            raise TransferError(f"{self.where}: the pickle inside asks for {module}.{name}, which can run code and which no checkpoint needs. "
+                                "Nothing was run, the file "
                                 "is as it was. Do not open it with torch.load; ask for the weights as a .safetensors file")
         return self.kind(f"{module}.{name}")
 
@@ -110,7 +112,8 @@ class RecordUnpickler(pickle.Unpickler):
         "What the program builds: plain containers and records."
         try: return self.load()
         except TransferError: raise
-        except Exception as error: raise TransferError(f"{self.where}: the pickle inside is damaged ({type(error).__name__}: {error}); fetch the file again") from None
+        except Exception as error:
+            raise TransferError(f"{self.where}: the pickle inside is damaged ({type(error).__name__}: {error}); fetch the file again") from None
 
 # %% ../nbs/37_published.ipynb #refuse-other-files
 LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19." # the magic number that torch pickled before it used zip archives
@@ -122,11 +125,13 @@ def refuse_other_files(
     if not path.is_file(): raise TransferError(f"{path} is not there" + (": it is a folder" if path.is_dir() else ""))
     with open(path, "rb") as f: start = f.read(64)
     if start.startswith(b"PK\x03\x04"): return
-    if start.startswith(b"version https://git-lfs"): raise TransferError(f"{path} is a git-LFS pointer, not the checkpoint itself: run git lfs pull in its repository, or download the file")
+    if start.startswith(b"version https://git-lfs"):
+        raise TransferError(f"{path} is a git-LFS pointer, not the checkpoint itself: run git lfs pull in its repository, or download the file")
     if start.startswith((LEGACY_START, b"\x80\x02", b"\x80\x04")):
-        raise TransferError(f"{path} is in the format that torch used before zip archives (1.6), which is read only by running it. If you trust its origin, in an "
-                            "isolated environment: torch.save(torch.load(path, weights_only=True), 'new.ckpt'), then read new.ckpt")
-    raise TransferError(f"{path} is no checkpoint: it does not begin like a zip archive. Our own weights are .safetensors files, for which there is load_checkpoint")
+        raise TransferError(f"{path} is in the format that torch used before zip archives (1.6), which is read only by running it. "
+                            "If you trust its origin, in an isolated environment: torch.save(torch.load(path, weights_only=True), 'new.ckpt'), then read new.ckpt")
+    raise TransferError(f"{path} is no checkpoint: it does not begin like a zip archive. Our own weights are .safetensors files, "
+                        "for which there is load_checkpoint")
 
 # %% ../nbs/37_published.ipynb #torcharchive
 class TorchArchive:
@@ -144,7 +149,8 @@ class TorchArchive:
         roots = [n[:-len("data.pkl")] for n in self.entries if n.count("/") == 1 and n.endswith("/data.pkl")]
         honest = all(i.compress_type == zipfile.ZIP_STORED and i.file_size == i.compress_size and not i.flag_bits & 1 for i in infos)
         if not honest or len(self.entries) < len(infos) or sum(i.file_size for i in infos) > self.path.stat().st_size:
-            raise TransferError(f"{path} is a zip archive, but not as torch writes them: entries are compressed, encrypted, doubled, or larger than the file. It was not read")
+            raise TransferError(f"{path} is a zip archive, but not as torch writes them: entries are compressed, encrypted, doubled, "
+                                "or larger than the file. It was not read")
         if len(roots) != 1: raise TransferError(f"{path} is a zip archive without the one data.pkl of a torch file")
         self.root = roots[0]
         if self.root + "byteorder" in self.entries and self.read("byteorder").strip() != b"little":
@@ -193,7 +199,8 @@ def read_tensor(
     inside = all(type(v) is int and v >= 0 for v in whole) and len(shape) == len(steps)
     inside = inside and (0 in shape or offset + sum((n - 1) * s for n, s in zip(shape, steps, strict=True)) < len(storage))
     elements = torch.Size(shape).numel() if inside else 0
-    if not inside or elements > len(storage): raise TransferError(f"{archive.path}: state_dict[{key!r}] reaches outside its storage: the file is damaged")
+    if not inside or elements > len(storage):
+        raise TransferError(f"{archive.path}: state_dict[{key!r}] reaches outside its storage: the file is damaged")
     return storage.as_strided(shape, steps, offset).clone(memory_format=torch.contiguous_format)
 
 # %% ../nbs/37_published.ipynb #plainer
@@ -248,12 +255,15 @@ def read_lightning(
     with archive.zip:
         unpickler = RecordUnpickler(archive.read("data.pkl"), str(path))
         content = unpickler.content()
-        if not isinstance(content, dict): raise TransferError(f"{path} holds a {kind_of(content)}, not the dictionary of a checkpoint; a TorchScript file is not one either")
+        if not isinstance(content, dict):
+            raise TransferError(f"{path} holds a {kind_of(content)}, not the dictionary of a checkpoint; a TorchScript file is not one either")
         states = content.get("state_dict")
         if isinstance(states, Record) and states.name == "collections.OrderedDict": states = states.items
         if not isinstance(states, dict) or not states:
-            raise TransferError(f"{path} has no 'state_dict' with weights; it has {', '.join(k for k in list(content)[:20] if isinstance(k, str)) or 'nothing'}")
-        if odd := [k for k in states if not isinstance(k, str)]: raise TransferError(f"{path}: a name in state_dict is a {kind_of(odd[0])}, not text: the file is damaged")
+            raise TransferError(f"{path} has no 'state_dict' with weights; "
+                                f"it has {', '.join(k for k in list(content)[:20] if isinstance(k, str)) or 'nothing'}")
+        if odd := [k for k in states if not isinstance(k, str)]:
+            raise TransferError(f"{path}: a name in state_dict is a {kind_of(odd[0])}, not text: the file is damaged")
         state = {k: read_tensor(v, archive, k) for k, v in states.items()}
     settings = Plainer(str(path))(content.get("hyper_parameters", {}))
     known = {"collections.OrderedDict", "storage", *TENSOR_BUILDERS, *STORAGE_TYPES}
@@ -272,7 +282,8 @@ def feature_order(
     "Mixed-radix digits reversed: band fastest, width slowest."
     places = sorted({n_features, n_features // n_bands, *widths, 1}, reverse=True)
     if any(a % b for a, b in zip(places, places[1:])):
-        raise TransferError(f"the published order is not defined for {n_features} features in {n_bands} bands with TDS widths {widths}: each number must divide the next larger one")
+        raise TransferError(f"the published order is not defined for {n_features} features in {n_bands} bands with TDS widths {widths}: "
+                            "each number must divide the next larger one")
     digits = [a // b for a, b in zip(places, places[1:])]
     return torch.arange(n_features).reshape(digits).permute(*reversed(range(len(digits)))).flatten()
 
@@ -315,7 +326,8 @@ def need_published_kind(
     if names != ["norm1", "mlp1", *tds] or not tds:
         raise TransferError(f"the published model is norm mlp tds ..., this encoder is {' '.join(map(str, encoder.specs))}: build it with encoder='tds'")
     mlp = encoder.blocks["mlp1"]
-    if mlp.offsets != sorted({r % mlp.n_channels for r in (-1, 0, 1)}): raise TransferError("the published model averages over rotations by -1, 0, +1: leave mlp(reach=1)")
+    if mlp.offsets != sorted({r % mlp.n_channels for r in (-1, 0, 1)}):
+        raise TransferError("the published model averages over rotations by -1, 0, +1: leave mlp(reach=1)")
     return tds
 
 # %% ../nbs/37_published.ipynb #published-tensors
@@ -345,7 +357,8 @@ def published_tensors(
         pair(f"{theirs}.conv2d", f"{ours}.conv.conv", words="channels reordered, time before width", rows=mixed, columns=mixed)
         pair(f"{theirs}.layer_norm", f"{ours}.conv.norm", words="features reordered", rows=order)
         theirs = f"model.3.tds_conv_blocks.{2 * i + 1}"
-        for k, our in ((0, "first"), (2, "second")): pair(f"{theirs}.fc_block.{k}", f"{ours}.full.{our}", words="features reordered, both sides", rows=order, columns=order)
+        for k, our in ((0, "first"), (2, "second")):
+            pair(f"{theirs}.fc_block.{k}", f"{ours}.full.{our}", words="features reordered, both sides", rows=order, columns=order)
         pair(f"{theirs}.layer_norm", f"{ours}.full.norm", words="features reordered", rows=order)
     pair("model.4", "head.linear", words="features reordered", columns=order)
     return table

@@ -106,7 +106,8 @@ class Split:
         if leaks := find_leaks(self): raise SplitError(f"split {self.name} leaks: " + "; ".join(leaks))
         if lineage is not None and not allow_leaks and (leaks := find_lineage_leaks(self, lineage)):
             raise SplitError(f"split {self.name} leaks through the weights it starts from: {'; '.join(leaks)}; start from other weights or from none, "
-                             "test on other recordings, give the exact lineage where the list of sessions is known, or accept it with allow_leaks=True, which marks every number of the run as leaked")
+                             "test on other recordings, give the exact lineage where the list of sessions is known, or accept it with "
+                             "allow_leaks=True, which marks every number of the run as leaked")
         return self
 
     def table(self) -> list[dict]:
@@ -212,7 +213,8 @@ def cut_session(
     "A session cut in time; the share of the last part is rounded down to whole samples."
     if not 0 < val_fraction < 1: raise SplitError(f"val_fraction={val_fraction} must lie between 0 and 1, both excluded")
     cut = session.n_samples - math.floor(session.n_samples * val_fraction + 1e-9)
-    if cut == session.n_samples: raise SplitError(f"session {session.name}: {val_fraction} of its {session.n_samples} samples is less than one sample")
+    if cut == session.n_samples:
+        raise SplitError(f"session {session.name}: {val_fraction} of its {session.n_samples} samples is less than one sample")
     return Part(session, 0, cut), Part(session, cut, session.n_samples)
 
 # %% ../nbs/15_splits.ipynb #split-by-fraction
@@ -231,7 +233,9 @@ def split_by_fraction(
     if test is None: test = tuple(u for u in groups if u not in train)
     if test_users is None and not test: raise SplitError("no user is left to test with; say test_users=() if that is meant")
     val = train if val_users is None else choose_users(groups, val_users, "val")
-    if strangers := [u for u in val if u not in train]: raise SplitError(f"val_users {', '.join(strangers)} do not train, so their end is not what a fraction cuts off: name training users, or use rule third_user")
+    if strangers := [u for u in val if u not in train]:
+        raise SplitError(f"val_users {', '.join(strangers)} do not train, so their end is not what a fraction cuts off: name training users, "
+                         "or use rule third_user")
     cuts = [cut_session(part.session, val_fraction) if part.session.user in val else (part, None) for part in parts_of(groups, train)]
     return Split("fraction", tuple(a for a, _ in cuts), tuple(b for _, b in cuts if b), parts_of(groups, test), (("train", "test"), ("val", "test"))).check()
 
@@ -252,7 +256,8 @@ def split_by_leave_users_out(
     "Users are dealt into folds; one fold tests, the next validates, the others train."
     groups = group_by_user(sessions)
     if not (type(folds) is int and type(fold) is int and 3 <= folds <= len(groups) and 0 <= fold < folds):
-        raise SplitError(f"fold={fold} of folds={folds} cannot be made of {len(groups)} users; folds is at least 3 and at most the users, fold counts from 0")
+        raise SplitError(f"fold={fold} of folds={folds} cannot be made of {len(groups)} users; folds is at least 3 and at most the users, "
+                         "fold counts from 0")
     order = hash_order(groups, "folds")
     test, val = order[fold::folds], order[(fold + 1) % folds::folds]
     train = [user for user in groups if user not in test + val]
@@ -270,7 +275,8 @@ def split_by_third_user(
     given = [None if users is None else choose_users(groups, users, role) for role, users in (("train", train_users), ("val", val_user), ("test", test_users))]
     free = [user for user in groups if user not in sum((users for users in given if users), ())]
     if len(groups) < 3 or len(free) < sum(users is None for users in given):
-        raise SplitError(f"third_user needs a person for each role and has {', '.join(groups)}; add a third person, or use the rule fraction, which validates on the training person")
+        raise SplitError(f"third_user needs a person for each role and has {', '.join(groups)}; add a third person, or use the rule fraction, "
+                         "which validates on the training person")
     train, val, test = ((free.pop(0),) if users is None and role < 2 else tuple(free) if users is None else users for role, users in enumerate(given))
     return Split("third_user", *(parts_of(groups, users) for users in (train, val, test)), EVERY_PAIR).check()
 
@@ -279,7 +285,8 @@ def check_seen(
     entry, # (user, session), or (user, session, start, stop, n_samples) for a stretch of it
 ) -> tuple: # the entry as a tuple
     "One recording in a lineage; a wrong shape is refused."
-    if not (isinstance(entry, (tuple, list)) and len(entry) in (2, 5) and all(isinstance(v, str) for v in entry[:2]) and all(type(n) is int for n in entry[2:])):
+    if not (isinstance(entry, (tuple, list)) and len(entry) in (2, 5)
+            and all(isinstance(v, str) for v in entry[:2]) and all(type(n) is int for n in entry[2:])):
         raise SplitError(f"lineage: {entry!r} is not a recording; give (user, session) or (user, session, start, stop, n_samples)")
     return tuple(entry)
 
@@ -309,7 +316,8 @@ class Lineage:
             if name in ("corpus", "unknown"): ok = isinstance(value, str)
             elif name in ("trained", "selected"): ok, value = True, tuple(map(check_seen, value))
             else: ok = value is None and name == "everyone_but" or isinstance(value, (tuple, list)) and all(isinstance(v, str) for v in value)
-            if not ok: raise SplitError(f"lineage: field {name} is {value!r}; it must be {'text' if name in ('corpus', 'unknown') else 'a list of texts'}")
+            if not ok:
+                raise SplitError(f"lineage: field {name} is {value!r}; it must be {'text' if name in ('corpus', 'unknown') else 'a list of texts'}")
             object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)
 
     def to_dict(self) -> dict:
@@ -319,7 +327,8 @@ class Lineage:
     @classmethod
     def from_dict(cls, data: dict): # data: what to_dict made
         "The lineage again; a field that is not known is refused, since it might say what was seen."
-        if unknown := set(data) - {f.name for f in fields(cls)}: raise SplitError(f"lineage: unknown field {min(unknown)}; it was written by another version")
+        if unknown := set(data) - {f.name for f in fields(cls)}:
+            raise SplitError(f"lineage: unknown field {min(unknown)}; it was written by another version")
         return cls(**data)
 
     def after(self, split: Split, step_name: str): # split: trained and validated on; step_name: of the run or checkpoint

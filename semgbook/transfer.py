@@ -47,7 +47,8 @@ def make_card(
     made = {"at": datetime.now(timezone.utc).isoformat(timespec="seconds"), **{k: here[k] for k in ("versions", "commit", "dirty")}}
     card = {"made": made, **fields}
     try: return json.loads(canonical_json(card))
-    except (TypeError, ValueError) as error: raise TransferError(f"a card holds plain values only, such as numbers, text, lists and dictionaries: {error}") from None
+    except (TypeError, ValueError) as error:
+        raise TransferError(f"a card holds plain values only, such as numbers, text, lists and dictionaries: {error}") from None
 
 # %% ../nbs/34_transfer.ipynb #save-checkpoint
 def save_checkpoint(
@@ -74,9 +75,11 @@ def read_card(
         start = f.read(8)
         if start.startswith(b"PK\x03\x04"): raise TransferError(f"{path} is a torch file, not safetensors: use read_lightning or import_published")
         size = int.from_bytes(start, "little")
-        if len(start) < 8 or not 2 <= size <= path.stat().st_size - 8: raise TransferError(f"{path} is not a safetensors file, or cut off: write or fetch it again")
+        if len(start) < 8 or not 2 <= size <= path.stat().st_size - 8:
+            raise TransferError(f"{path} is not a safetensors file, or cut off: write or fetch it again")
         try: return json.loads(json.loads(f.read(size)).get("__metadata__", {}).get("card", "{}"))
-        except (ValueError, AttributeError): raise TransferError(f"{path} has a header that is not JSON: it is damaged, or no safetensors file") from None
+        except (ValueError, AttributeError):
+            raise TransferError(f"{path} has a header that is not JSON: it is damaged, or no safetensors file") from None
 
 # %% ../nbs/34_transfer.ipynb #checkpoint
 @dataclass(frozen=True)
@@ -125,7 +128,8 @@ def load_into(
     where = "these weights" if isinstance(checkpoint, (Checkpoint, dict)) else str(checkpoint)
     state = state_of(checkpoint)
     if wrong := misfits({k: v.shape for k, v in model.state_dict().items()}, state):
-        raise TransferError(f"{where}: not saved by this architecture, and nothing was changed. {'; '.join(wrong)}. Build the model from the recipe on the card, or take a part with load_matching")
+        raise TransferError(f"{where}: not saved by this architecture, "
+                            f"and nothing was changed. {'; '.join(wrong)}. Build the model from the recipe on the card, or take a part with load_matching")
     model.load_state_dict(state)
     return model
 
@@ -138,7 +142,8 @@ def load_matching(
 )->pd.DataFrame: # one row per tensor: tensor, status, ours, given
     "Take over the tensors that fit, and say what became of each."
     given, ours, drop = state_of(checkpoint), model.state_dict(), (drop,) if isinstance(drop, str) else tuple(drop)
-    if idle := [d for d in drop if not any(k.startswith(d) for k in given)]: raise TransferError(f"drop={idle[0]!r} matches no tensor of the file; it has {', '.join(list(given)[:3])} ...")
+    if idle := [d for d in drop if not any(k.startswith(d) for k in given)]:
+        raise TransferError(f"drop={idle[0]!r} matches no tensor of the file; it has {', '.join(list(given)[:3])} ...")
     def status(k):
         if k in given and k.startswith(drop): return "dropped"
         if k not in given: return "new"
@@ -165,7 +170,8 @@ def swap_head(
     weight, bias = (old_state.get(f"linear.{k}") for k in ("weight", "bias"))
     wanted = {"linear.weight": (old_charset.n_classes, head.linear.in_features), "linear.bias": (old_charset.n_classes,)}
     wrong = misfits(wanted, old_state)
-    if head.linear.out_features != new_charset.n_classes: wrong.append(f"the new head has {head.linear.out_features} classes, charset {new_charset.name!r} has {new_charset.n_classes}")
+    if head.linear.out_features != new_charset.n_classes:
+        wrong.append(f"the new head has {head.linear.out_features} classes, charset {new_charset.name!r} has {new_charset.n_classes}")
     if wrong: raise TransferError(f"heads for charset {old_charset.name!r} and {new_charset.name!r}: " + "; ".join(wrong))
     rows = [where.get(key, -1) for key in keys(new_charset)]
     for i, row in enumerate(rows):
