@@ -18,7 +18,7 @@ from toys import toy_corpus, toy_recipe
 
 from semgbook.engines import Ended, Engine, EngineError, Job, LocalEngine, RayEngine, family_of, make_engine, work_on
 from semgbook.recipes import RecipeError, override, preset, recipe_from_dict
-from semgbook.runs import carry_out, read_json, run_state, start_run, training_line
+from semgbook.runs import carry_out, read_json, run_state, start_run
 from semgbook.suites import PlainView, job_of, plan_suite, run_suite
 from semgbook.training import Place, TrainingError, find_place, load_data
 
@@ -485,46 +485,3 @@ def test_old_hashes_stay():
 def stable_hash_of_old(values):
     "The hash of a recipe as it was before it could be spread over devices: read it back, and hash it."
     return recipe_from_dict(values).hash()
-
-
-# --- loggers and progress -----------------------------------------------------------------------
-
-def wandb_rows(path):
-    "The rows in an offline file: 7 bytes of header, then records as in a LevelDB log, parts of at most a block of 32 KiB, each a message of wandb's own."
-    from wandb.proto.wandb_internal_pb2 import Record
-    data, at, parts, rows = path.read_bytes(), 7, b"", []
-    assert data[:4] == b":W&B"
-    while at < len(data):
-        if (room := 32768 - at % 32768) < 7: at += room; continue
-        size, kind = int.from_bytes(data[at + 4:at + 6], "little"), data[at + 6]
-        parts, at = parts + data[at + 7:at + 7 + size], at + 7 + size
-        if kind not in (1, 4): continue  # neither whole nor the last part
-        record, parts = Record.FromString(parts), b""
-        if record.HasField("history"): rows.append({item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item})
-    return rows
-
-
-def test_wandb_offline_keeps_the_rows(tmp_path, monkeypatch):
-    pytest.importorskip("wandb", reason="the package wandb is not installed")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    folder = carried_out(toy_recipe(toy_corpus(tmp_path / "corpus"), training__loggers=["csv", "wandb"], **NO_CHANCE), tmp_path / "runs")
-    kept, = (folder / "wandb").glob("offline-run-*/run-*.wandb")
-    rows = wandb_rows(kept)
-    history = pd.read_csv(folder / "history.csv")
-    assert [row["_step"] for row in rows] == history.epoch.tolist() == [0, 1, 2]
-    for column in history: assert [row.get(column) for row in rows] == [None if pd.isna(v) else pytest.approx(v) for v in history[column]], column
-
-
-def test_a_logger_without_its_package_is_refused_before_anything_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("semgbook.runs.find_spec", lambda name: None)
-    run = start_run("e99", toy_recipe(toy_corpus(tmp_path / "corpus"), training__loggers=["csv", "wandb"]), tmp_path / "runs")
-    with pytest.raises(TrainingError, match=r"semgbook\[loggers\]"): carry_out(run, print)
-    assert not (run.folder / "history.csv").exists()
-
-
-def test_status_tells_steps_and_time_left(tmp_path):
-    run, seen = start_run("e99", toy_recipe(toy_corpus(tmp_path / "corpus"), **NO_CHANCE), tmp_path / "runs"), []
-    carry_out(run, lambda line: seen.append((line, read_json(run.folder / "status.json"))))
-    assert [s["epoch"] for _, s in seen] == [1, 2, 3] and all(line.startswith(f"epoch {k + 1}/3") for k, (line, _) in enumerate(seen))
-    assert seen[0][1]["left_s"] > 0 and seen[2][1]["left_s"] == 0 and seen[0][1]["steps"] > 1
-    assert "left" in training_line(seen[0][1]) and training_line(seen[2][1]).count("█") == 16

@@ -1,15 +1,20 @@
 "Whole sessions in chunks: equal where equality is claimed, as trained where it is not."
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from toys import toy_corpus, toy_recipe
+from toys import toy_corpus, toy_recipe, two_users
 
 from semgbook.charset import get_charset
-from semgbook.inference import (ChunkPlan, chunk_emissions, decode_stretch, language_table, minutes_of, plan_bounded, plan_chunks, plan_windows, read_windows,
-                                readers_of, score_recalibrated, score_sessions, sweep_readers)
+from semgbook.domain import fresh_probe, pool_features
+from semgbook.inference import (ChunkPlan, StretchResult, cer_words, chunk_emissions, decode_stretch, keep_example, language_table, median_window,
+                                minutes_of, phase_entry, plan_bounded, plan_chunks, plan_windows, probe_user, read_windows, readers_of, score_recalibrated,
+                                score_sessions, sweep_readers, texts_table, window_results, without_key)
 from semgbook.language_files import write_arpa
 from semgbook.language_model import embedded_language_model
-from semgbook.metrics import count_errors
+from semgbook.metrics import ErrorCounts, count_errors
 from semgbook.recipes import override
 from semgbook.session import list_sessions, open_session, read_signal, write_session
 from semgbook.splits import Part
@@ -185,3 +190,71 @@ def test_chunks_equal_the_full_pass_whatever_is_taken_away(corpus, session, chan
     full = torch.cat(list(chunk_emissions(model, store, 0, 0, plan_bounded(session.n_samples, sample_field(model), sample_stride(model), 10**9))))
     parts = torch.cat(list(chunk_emissions(model, store, 0, 0, plan_chunks(model, session.n_samples, recipe, session.rate_hz, 0.7))))
     assert len(full) == model.out_lengths(session.n_samples) > 20 and full.shape == parts.shape and float((full - parts).abs().max()) < 1e-4
+
+
+# --- everything that is read of a model ----------------------------------------------------------
+
+def test_windows_keep_their_session_and_user(tmp_path):
+    "Results of windows are in the order of the windows, each with the session that it was cut from."
+    toy_corpus(tmp_path / "corpus", n_sessions=6, users=("ann", "bob"))
+    recipe = toy_recipe(tmp_path / "corpus", data__split_options={"val": 1, "test": 1})
+    torch.manual_seed(0)
+    model, data = build_model(recipe, 2, 16).eval(), load_data(recipe)
+    windows, score = data.val.window_set, score_windows(model, data.val, data.charset, torch.device("cpu"))
+    rows = window_results(score, windows)
+    assert [(r.session, r.user) for r in rows] == [(p.session.name, p.session.user) for p in data.split.val for _ in range(len(rows) // 2)] and {r.user for r in rows} == {"ann", "bob"}
+    assert [r.reference for r in rows] == [windows.index.text(i) for i in range(len(windows))] and sum((r.counts for r in rows), ErrorCounts()) == score.counts
+    other = window_results(score, windows, tuple(r.reference for r in rows), "oracle")
+    assert sum(r.counts.cer or 0 for r in other) == 0 and {r.decoder for r in other} == {"oracle"}
+    table = texts_table({"val": rows, "val_oracle": other})
+    assert table.phase.value_counts().to_dict() == {"val": len(rows), "val_oracle": len(rows)} and table.reference.tolist() == 2 * [r.reference for r in rows]
+    with pytest.raises(ValueError): window_results(score, windows, ("one",))
+
+
+def test_the_kept_stretch_is_the_median_window(corpus, tmp_path):
+    "Its emissions are the model's, its presses those typed in it; windows without a key do not count."
+    recipe = toy_recipe(corpus, blank_bias=-1.0)
+    torch.manual_seed(0)
+    model, data = build_model(recipe, 2, 16).eval(), load_data(recipe)
+    score = score_windows(model, data.val, data.charset, torch.device("cpu"))
+    index = median_window(score)
+    rates = sorted(b.cer for b in score.blocks if b.n_reference)
+    assert score.blocks[index].cer == rates[len(rates) // 2] and median_window(replace(score, blocks=())) == 0
+    last = len(score.blocks) - 1
+    for chosen, told in ((index, score), (last, replace(score, blocks=(*[ErrorCounts()] * last, score.blocks[last])))):
+        kept, batch = np.load(keep_example(recipe, model, data, told, tmp_path / "example.npz")), data.val.window_set.batch(np.array([chosen]))
+        with torch.no_grad(): emissions = model(batch.signal, batch.signal_lengths)
+        np.testing.assert_allclose(kept["log_probs"].astype(float), emissions.log_probs[0].numpy(), rtol=2e-3, atol=2e-3)
+        assert (str(kept["reference"]), str(kept["prediction"])) == (score.references[chosen], score.predictions[chosen])
+        seconds = batch.signal_lengths[0].item() / 500
+        assert len(kept["press_times"]) == len(str(kept["reference"])) > 0 and 0 <= kept["press_times"].min() <= kept["press_times"].max() <= seconds
+        assert (np.diff(kept["frame_times"]) > 0).all() and kept["frame_times"][-1] <= seconds
+
+
+def test_micro_weighs_characters_and_macro_people():
+    rows = [StretchResult(name, name, typed, read, count_errors(typed, read)) for name, typed, read in (("ann", "j" * 90, "j" * 90), ("bob", "j" * 10, "k" * 10))]
+    entry = phase_entry(rows, 0.5)
+    assert (entry["cer"], entry["macro"], entry["macro_std"], entry["loss"]) == (10.0, 50.0, 50.0, 0.5) and entry["low"] <= 10 <= entry["high"]
+    assert phase_entry([])["cer"] is None and [r.reference for r in without_key(rows, "j")] == ["", ""]
+
+
+def test_a_cer_is_said_with_its_interval_or_with_why_it_has_none():
+    said = lambda typed, read: cer_words(phase_entry([StretchResult("s", "u", typed, read, count_errors(typed, read))]))
+    assert said("rjr", "rj") == "CER 33.33 % (too little text for an interval)"
+    assert said("", "j") == "no CER (nothing was typed)"
+    assert re.fullmatch(r"CER 25\.00 % \[\d+\.\d\d, \d+\.\d\d\]", said("rjrk" * 100, "rjr" * 100))
+
+
+def test_the_probe_sees_what_the_model_would(tmp_path):
+    "Its rows are pooled features of plain windows; few of them are spread over all users."
+    recipe = two_users(tmp_path / "corpus")
+    data = load_data(recipe)
+    torch.manual_seed(0)
+    model = build_model(recipe, 2, 16).eval()
+    windows = data.train.window_set
+    batch = windows.batch(np.arange(len(windows)), draws=0)
+    with torch.no_grad(): rows = pool_features(*model.encode(batch.signal, batch.signal_lengths))
+    expected, found = fresh_probe(rows, windows.owners()), probe_user(model, data)
+    assert (found["n"], found["n_windows"]) == (expected.n, len(windows)) and found["accuracy"] == pytest.approx(expected.accuracy, abs=0.05)
+    few = probe_user(model, data, max_windows=len(windows) // 2)
+    assert few["n_windows"] == len(windows) // 2 and few["n_users"] == 2

@@ -1,23 +1,20 @@
 "Run folders: believed when done, recognised when not, the same after a kill."
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
 import sys
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
-from toys import toy_corpus, toy_recipe
+from toys import toy_corpus, toy_recipe, two_users
 
-from semgbook.metrics import count_errors, count_errors_after_backspaces, count_errors_many, total_errors
+from semgbook.inference import evaluate, probe_user, readers_of, score_recalibrated
+from semgbook.metrics import count_errors_after_backspaces, count_errors_many, total_errors
 from semgbook.repro import atomic_write
-from semgbook.domain import fresh_probe, pool_features
-from semgbook.inference import readers_of, score_recalibrated
-from semgbook.runs import StretchResult, begun_from, carry_out, cer_words, evaluate, list_runs, open_model, phase_entry, planned_run, probe_user, read_run, read_texts, run_state, runs_table, start_run
+from semgbook.runs import begun_from, carry_out, list_runs, open_model, planned_run, read_run, read_texts, run_state, runs_table, start_run
 from semgbook.splits import SplitError
 from semgbook.training import build_model, load_data
 
@@ -201,12 +198,6 @@ def test_history_is_one_row_per_epoch(finished):
 
 # --- who is typing ------------------------------------------------------------------------------
 
-def two_users(folder, seconds=64.0, val_fraction=0.1, **changes):
-    "Recipe of a corpus in which two users train and a third one tests."
-    toy_corpus(folder, n_sessions=3, seconds=seconds, users=("ann", "bob", "eve"))
-    return toy_recipe(folder, data__split="fraction", data__split_options={"test_users": ["eve"], "val_fraction": val_fraction}, training__epochs=1, **changes)
-
-
 def test_a_run_of_two_users_is_probed_and_one_of_one_user_is_not(finished, tmp_path):
     "The stored weights give the stored probe, whatever mode the model is in; one user has nothing to be told from."
     assert "probe" not in read_run(finished.folder).results
@@ -218,29 +209,7 @@ def test_a_run_of_two_users_is_probed_and_one_of_one_user_is_not(finished, tmp_p
     assert model.training, "and back"
 
 
-def test_the_probe_sees_what_the_model_would(tmp_path):
-    "Its rows are pooled features of plain windows; few of them are spread over all users."
-    recipe = two_users(tmp_path / "corpus")
-    data = load_data(recipe)
-    torch.manual_seed(0)
-    model = build_model(recipe, 2, 16).eval()
-    windows = data.train.window_set
-    batch = windows.batch(np.arange(len(windows)), draws=0)
-    with torch.no_grad(): rows = pool_features(*model.encode(batch.signal, batch.signal_lengths))
-    expected, found = fresh_probe(rows, windows.owners()), probe_user(model, data)
-    assert (found["n"], found["n_windows"]) == (expected.n, len(windows)) and found["accuracy"] == pytest.approx(expected.accuracy, abs=0.05)
-    few = probe_user(model, data, max_windows=len(windows) // 2)
-    assert few["n_windows"] == len(windows) // 2 and few["n_users"] == 2
-
-
 def test_a_probe_that_cannot_be_is_written_down(tmp_path):
     "Two windows per user: the training is kept, and the results say why there is no number."
     probe = carry_out(start_run("e99", two_users(tmp_path / "corpus", seconds=8.0, val_fraction=0.5), tmp_path / "runs"), lambda line: None)["probe"]
     assert "rows" in probe["refused"] and probe["n_windows"] == 4 and "accuracy" not in probe
-
-
-def test_a_cer_is_said_with_its_interval_or_with_why_it_has_none():
-    said = lambda typed, read: cer_words(phase_entry([StretchResult("s", "u", typed, read, count_errors(typed, read))]))
-    assert said("rjr", "rj") == "CER 33.33 % (too little text for an interval)"
-    assert said("", "j") == "no CER (nothing was typed)"
-    assert re.fullmatch(r"CER 25\.00 % \[\d+\.\d\d, \d+\.\d\d\]", said("rjrk" * 100, "rjr" * 100))

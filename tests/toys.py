@@ -49,3 +49,9 @@ def toy_recipe(corpus, **changes):
     base = {"name": "toy", "data.corpus": str(corpus), "data.users": [], "data.window_s": 2.0, "training.epochs": 3, "training.batch_size": 4,
             "encoder": "norm mlp(features=16) tds:1(channels=4,kernel=8)", "augment.alignment_jitter": 10, "augment.rotation": 1}
     return override(preset("tds_embedded"), base | {k.replace("__", "."): v for k, v in changes.items()})
+
+
+def two_users(folder, seconds=64.0, val_fraction=0.1, **changes):
+    "Recipe of a corpus in which two users train and a third one tests."
+    toy_corpus(folder, n_sessions=3, seconds=seconds, users=("ann", "bob", "eve"))
+    return toy_recipe(folder, data__split="fraction", data__split_options={"test_users": ["eve"], "val_fraction": val_fraction}, training__epochs=1, **changes)
