@@ -24,7 +24,7 @@ from .repro import stable_hash
 
 # %% ../nbs/60_figures.ipynb #colour-of
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#332288", "#661100")
-MORE = ("#999933", "#882255", "#44AA99", "#AA4499", "#117733", "#555555")  # when the palette is used up: told apart by most eyes, not by all
+MORE = ("#999933", "#882255", "#44AA99", "#AA4499", "#117733", "#555555")  # when the palette is used up: most eyes tell them apart
 KIND_COLOURS = dict(missed="#33475B", wrong="#8FA3B8", extra="#E0B060")  # kinds of error; no method has these
 INK, SOFT, GRID = "#22272B", "#6A737B", "#E7EAED"                        # text, minor text, grid lines
 _METHODS = {"tds": PALETTE[0], "bilstm": PALETTE[1]}                     # colours given so far in this process
@@ -51,13 +51,13 @@ def tint(
 
 # %% ../nbs/60_figures.ipynb #figureerror
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
-_AXIS = dict(gridcolor=GRID, zeroline=False, showline=False, ticks="", automargin=True,
-             ticklabelstandoff=6,
+_AXIS = dict(gridcolor=GRID, zeroline=False, showline=False, ticks="", automargin=True, ticklabelstandoff=6,
              title=dict(font=dict(size=13, color=SOFT), standoff=10), tickfont=dict(color=SOFT))
+_TITLE = dict(x=0, xref="paper", xanchor="left", yref="container", y=0.96, yanchor="top",
+              font=dict(size=17), subtitle=dict(font=dict(size=13, color=SOFT)))
 TEMPLATE = go.layout.Template(layout=dict(
     font=dict(family=FONT, size=13, color=INK), paper_bgcolor="white", plot_bgcolor="white", colorway=PALETTE, height=450,
-    margin=dict(l=60, r=40, t=90, b=50), xaxis=_AXIS, yaxis=_AXIS, hovermode="closest", bargap=0.3,
-    title=dict(x=0, xref="paper", xanchor="left", yref="container", y=0.96, yanchor="top", font=dict(size=17), subtitle=dict(font=dict(size=13, color=SOFT))),
+    margin=dict(l=60, r=40, t=90, b=50), title=_TITLE, xaxis=_AXIS, yaxis=_AXIS, hovermode="closest", bargap=0.3,
     legend=dict(orientation="h", x=0, xanchor="left", y=1.01, yanchor="bottom", title=dict(text="")),
     hoverlabel=dict(bgcolor="white", bordercolor=GRID, font=dict(family=FONT, color=INK))))
 
@@ -96,6 +96,12 @@ def shades(
 # %% ../nbs/60_figures.ipynb #add-curves
 _PHASES = {"validation": ("val", "solid", 2.4), "training": ("train", "dash", 1.6)}  # column, dash, width of a phase
 _LOSS_AXIS = dict(type="log", tickvals=[m * 10.0**e for e in range(-4, 4) for m in (1, 2, 5)], tickformat="~g")
+_CER = "CER (% of typed characters)"
+
+
+def _noted(history, column):
+    "Whether a run has noted anything in a column."
+    return column in history and history[column].notna().any()
 
 
 def _add_curves(fig, histories, metric, hover, over="epoch", **place):
@@ -103,19 +109,27 @@ def _add_curves(fig, histories, metric, hover, over="epoch", **place):
     colours, before = shades(histories), len(fig.data)
     for label, history in histories.items():
         need_columns(history, ["epoch"] if over == "epoch" else ["epoch", over], f"the history of {label!r}")
+        told = pd.DataFrame({"epoch": history["epoch"], "step": history.get("step", np.nan)})
         for phase, (column, dash, width) in _PHASES.items():
-            if (name := f"{column}_{metric}") not in history or history[name].isna().all(): continue
-            told = pd.DataFrame({"epoch": history["epoch"], "step": history.get("step", np.nan)})
-            fig.add_scatter(x=history[over], y=history[name], customdata=told, name=label, legendgroup=label, showlegend=False,
-                            line=dict(color=colours[label], dash=dash, width=width), mode="lines" if len(history) > 1 else "markers",
-                            hovertemplate=f"<b>{label}</b>, {phase}<br>epoch %{{customdata[0]}}, step %{{customdata[1]}}<br>{hover}<extra></extra>", **place)
-    if len(fig.data) == before: raise FigureError(f"no history has values of val_{metric} or train_{metric}; nothing to draw")
+            if not _noted(history, f"{column}_{metric}"): continue
+            where = f"<b>{label}</b>, {phase}<br>epoch %{{customdata[0]}}, step %{{customdata[1]}}"
+            fig.add_scatter(x=history[over], y=history[f"{column}_{metric}"], customdata=told,
+                            mode="lines" if len(history) > 1 else "markers", line=dict(color=colours[label], dash=dash, width=width),
+                            hovertemplate=f"{where}<br>{hover}<extra></extra>",
+                            name=label, legendgroup=label, showlegend=False, **place)
+    if len(fig.data) == before:
+        raise FigureError(f"no history has values of val_{metric} or train_{metric}; nothing to draw")
+
+# %% ../nbs/60_figures.ipynb #legend-keys
+def _key(fig, name, **look):
+    "An entry of the legend without a curve of its own: a line, or a mark where `look` has one."
+    fig.add_scatter(x=[None], y=[None], name=name, mode="markers" if "marker" in look else "lines", **look)
 
 
 def _add_legend(fig, histories):
-    "An entry per colour and one per dash; many names go below, where they may wrap."
-    for label, colour in shades(histories).items(): fig.add_scatter(x=[None], y=[None], name=label, legendgroup=label, mode="lines", line=dict(color=colour, width=4))
-    for phase, (_, dash, width) in _PHASES.items(): fig.add_scatter(x=[None], y=[None], name=phase, mode="lines", line=dict(color=SOFT, dash=dash, width=width))
+    "An entry per colour and one per dash."
+    for label, colour in shades(histories).items(): _key(fig, label, legendgroup=label, line=dict(color=colour, width=4))
+    for phase, (_, dash, width) in _PHASES.items(): _key(fig, phase, line=dict(color=SOFT, dash=dash, width=width))
 
 
 def _curves(histories, metric, hover, y_title, title, protocol, **layout):
@@ -131,8 +145,7 @@ def loss_curves(
     protocol: str = "", # how it was measured
 ) -> go.Figure:
     "CTC loss per epoch, training and validation."
-    return _curves(histories, "loss", "loss %{y:.3f}", "CTC loss (nats per character)", "Loss per epoch", protocol,
-                   yaxis=_LOSS_AXIS)
+    return _curves(histories, "loss", "loss %{y:.3f}", "CTC loss (nats per character)", "Loss per epoch", protocol, yaxis=_LOSS_AXIS)
 
 
 def cer_curves(
@@ -140,7 +153,7 @@ def cer_curves(
     protocol: str = "", # how it was measured
 ) -> go.Figure:
     "Character error rate per epoch, training and validation."
-    return _curves(histories, "cer", "CER %{y:.2f} %", "CER (% of typed characters)", "Character error rate per epoch", protocol, yaxis_rangemode="tozero")
+    return _curves(histories, "cer", "CER %{y:.2f} %", _CER, "Character error rate per epoch", protocol, yaxis_rangemode="tozero")
 
 # %% ../nbs/60_figures.ipynb #learning-curves
 def learning_curves(
@@ -153,8 +166,8 @@ def learning_curves(
     _add_curves(fig, histories, "loss", "loss %{y:.3f}", over, row=1, col=1)
     _add_curves(fig, histories, "cer", "CER %{y:.2f} %", over, row=2, col=1)
     _add_legend(fig, histories)
-    fig.update_layout(xaxis2_title={"epoch": "epoch", "step": "optimiser steps"}.get(over, over), yaxis2=dict(title="CER (% of typed characters)", rangemode="tozero"))
-    fig.update_layout(legend=dict(y=-0.1, yanchor="top"), yaxis=_LOSS_AXIS, yaxis_title="CTC loss (nats per character)")
+    fig.update_layout(xaxis2_title={"epoch": "epoch", "step": "optimiser steps"}.get(over, over), legend=dict(y=-0.1, yanchor="top"),
+                      yaxis=_LOSS_AXIS, yaxis_title="CTC loss (nats per character)", yaxis2=dict(title=_CER, rangemode="tozero"))
     return style(fig, f"Learning curves by {over}", protocol, height=700 + 24 * max(len(histories) - 2, 0))
 
 # %% ../nbs/60_figures.ipynb #domain-curves
@@ -162,33 +175,39 @@ _NORMS = {"task_norm": ("solid", 2.4), "domain_norm": ("dash", 1.6), "applied": 
 _DASHES = {"validation; gradient of the task": "solid", "training; gradient of the objective": "dash", "chance; let through": "dot"}
 
 
-def _add_domain(fig, label, history, column, row, colour, dash="solid", width=2.4):
-    "One line of an objective's facts; nothing where they are not known."
-    if column not in history or history[column].isna().all(): return
-    fig.add_scatter(x=history["epoch"], y=history[column], name=label, legendgroup=label, showlegend=False, mode="lines" if len(history) > 1 else "markers", row=row, col=1,
-                    line=dict(color=colour, dash=dash, width=width), hovertemplate=f"<b>{label}</b><br>epoch %{{x}}<br>{column.replace('_', ' ')} %{{y:.3g}}<extra></extra>")
+def _add_objective(fig, label, history, told, colour):
+    "What the objective of one run has noted, in panels 2 to 4: its success, the gradients, lambda."
+    lines = [(2, "domain_accuracy" if told else "domain_loss", "solid", 2.4)]
+    if told and _noted(history, "domain_accuracy"): lines.append((2, "domain_chance", "dot", 1.2))
+    lines += [(3, column, dash, width) for column, (dash, width) in _NORMS.items()]
+    lines.append((4, "domain_weight", "solid", 2.4))
+    for row, column, dash, width in lines:
+        if not _noted(history, column): continue
+        fig.add_scatter(x=history["epoch"], y=history[column], name=label, legendgroup=label, showlegend=False, row=row, col=1,
+                        mode="lines" if len(history) > 1 else "markers", line=dict(color=colour, dash=dash, width=width),
+                        hovertemplate=f"<b>{label}</b><br>epoch %{{x}}<br>{column.replace('_', ' ')} %{{y:.3g}}<extra></extra>")
 
-
+# %% ../nbs/60_figures.ipynb #domain-curves-2
 def domain_curves(
     histories: dict,     # label -> DataFrame with epoch, train_loss, val_loss and, where there was an objective, what it noted
     protocol: str = "",  # how it was measured
 ) -> go.Figure:
     "CTC loss, the objective's success, both gradients and lambda over epochs."
     noted = [h for h in histories.values() if "domain_weight" in h]
-    if not noted: raise FigureError(f"none of {', '.join(histories)} was trained with an objective (no column domain_weight): draw loss_curves")
+    if not noted:
+        raise FigureError(f"none of {', '.join(histories)} was trained with an objective (no column domain_weight): draw loss_curves")
     told = any(h["domain_accuracy"].notna().any() for h in noted)
     fig = plotly.subplots.make_subplots(rows=4, shared_xaxes=True, vertical_spacing=0.04, row_heights=[0.32, 0.24, 0.28, 0.16])
     _add_curves(fig, histories, "loss", "loss %{y:.3f}", row=1, col=1)
     for label, colour in shades(histories).items():
-        _add_domain(fig, label, histories[label], "domain_accuracy" if told else "domain_loss", 2, colour)
-        if told and histories[label].get("domain_accuracy", pd.Series(dtype=float)).notna().any(): _add_domain(fig, label, histories[label], "domain_chance", 2, colour, "dot", 1.2)
-        for column, (dash, width) in _NORMS.items(): _add_domain(fig, label, histories[label], column, 3, colour, dash, width)
-        _add_domain(fig, label, histories[label], "domain_weight", 4, colour)
-        fig.add_scatter(x=[None], y=[None], name=label, legendgroup=label, mode="lines", line=dict(color=colour, width=4))
-    for name, dash in _DASHES.items(): fig.add_scatter(x=[None], y=[None], name=name, mode="lines", line=dict(color=SOFT, dash=dash, width=2))
-    success = dict(title="users named right<br>(share)", range=[0, 1]) if told else dict(title="distance of users", rangemode="tozero")
-    fig.update_layout(yaxis=_LOSS_AXIS, yaxis2=success, yaxis3=dict(title="gradient norm<br>at the features", type="log", tickformat="~g", dtick=1), yaxis4=dict(title="weight λ", rangemode="tozero"),
-                      yaxis_title="CTC loss<br>(nats per character)", xaxis4_title="epoch", legend=dict(y=-0.07, yanchor="top"))
+        _add_objective(fig, label, histories[label], told, colour)
+        _key(fig, label, legendgroup=label, line=dict(color=colour, width=4))
+    for name, dash in _DASHES.items(): _key(fig, name, line=dict(color=SOFT, dash=dash, width=2))
+    share = dict(title="users named right<br>(share)", range=[0, 1])
+    fig.update_layout(yaxis=_LOSS_AXIS, yaxis_title="CTC loss<br>(nats per character)",
+                      yaxis2=share if told else dict(title="distance of users", rangemode="tozero"),
+                      yaxis3=dict(title="gradient norm<br>at the features", type="log", tickformat="~g", dtick=1),
+                      yaxis4=dict(title="weight λ", rangemode="tozero"), xaxis4_title="epoch", legend=dict(y=-0.07, yanchor="top"))
     return style(fig, "An objective against the user", protocol, height=900 + 24 * len(histories))
 
 # %% ../nbs/60_figures.ipynb #part
@@ -204,7 +223,8 @@ def bar_places(
     rows: pd.DataFrame, # method, phase and, where runs are repeated, seed
 ) -> tuple:             # y of each bar, plotly's axis for them, colours, height of the figure in pixels
     "Row positions with a gap between methods, the tick labels, and a colour per row."
-    names, phases = rows["method"].astype(str), sorted(dict.fromkeys(rows["phase"]), key=lambda p: list(_PALE).index(_part(p)))
+    names = rows["method"].astype(str)
+    phases = sorted(dict.fromkeys(rows["phase"]), key=lambda p: list(_PALE).index(_part(p)))
     if "seed" in rows and rows.duplicated(["method", "phase"]).any(): names += ", seed " + rows["seed"].astype(str)
     copy = rows.groupby([names, "phase"]).cumcount()  # the same name and phase again: a further run
     names = names.where(copy == 0, names + " (" + (copy + 1).astype(str) + ")")
@@ -220,8 +240,14 @@ def bar_places(
 # %% ../nbs/60_figures.ipynb #end-labels
 def _end_labels(fig, values, ends, y):
     "The number at the end of each bar, and an axis that leaves room for it."
-    fig.add_scatter(x=ends, y=y, text=[f"  {v:.1f}" for v in values], mode="text", textposition="middle right", cliponaxis=False, hoverinfo="skip", showlegend=False)
+    fig.add_scatter(x=ends, y=y, text=[f"  {v:.1f}" for v in values], mode="text", textposition="middle right",
+                    cliponaxis=False, hoverinfo="skip", showlegend=False)
     fig.update_xaxes(range=[0, 1.04 * max(ends) or 1])
+
+
+def _filled(rows, columns, numbers):
+    "The table with these columns, empty where they were not there, and with those of numbers as floats."
+    return rows.reindex(columns=list(dict.fromkeys([*rows.columns, *columns]))).astype(dict.fromkeys(numbers, float))
 
 
 def complete_rows(
@@ -231,12 +257,15 @@ def complete_rows(
 ) -> pd.DataFrame:
     "The rows that have all needed numbers, as floats."
     need_columns(rows, ["method", "phase", *needed], "the table of results")
-    rows = rows.reindex(columns=list(dict.fromkeys([*rows.columns, *optional]))).astype(dict.fromkeys([*needed, *optional], float))
-    rows = rows.dropna(subset=needed).reset_index(drop=True)
+    rows = _filled(rows, optional, [*needed, *optional]).dropna(subset=needed).reset_index(drop=True)
     if rows.empty: raise FigureError(f"no row of the table of results has values of {', '.join(needed)}; nothing to draw")
     return rows
 
 # %% ../nbs/60_figures.ipynb #error-bars
+_WHISKER = dict(symbol="line-ew", size=18, line=dict(color=INK, width=1.3))                  # an interval, in the legend
+_DIAMOND = dict(symbol="diamond", size=11, color="white", line=dict(color=INK, width=1.8))  # a published value
+
+
 def error_bars(
     rows: pd.DataFrame,  # method, phase, cer and, where known, low, high, published; percent
     protocol: str = "",  # how it was measured
@@ -246,15 +275,16 @@ def error_bars(
     rows = complete_rows(rows, ["cer"], ["low", "high", "published"])
     y, axis, colours, height = bar_places(rows)
     whiskers = dict(type="data", array=rows["high"] - rows["cer"], arrayminus=rows["cer"] - rows["low"], color=INK, thickness=1.3, width=5)
-    fig = go.Figure(go.Bar(x=rows["cer"], y=y, orientation="h", marker_color=colours, width=0.8, error_x=whiskers, showlegend=False,
-                           customdata=rows[["method", "phase", "low", "high"]], name="",
-                           hovertemplate="<b>%{customdata[0]}</b>, %{customdata[1]}<br>CER %{x:.2f} % (%{customdata[2]:.2f} to %{customdata[3]:.2f})"))
-    if rows["low"].notna().any(): fig.add_scatter(x=[None], y=[None], mode="markers", name=interval, marker=dict(symbol="line-ew", size=18, line=dict(color=INK, width=1.3)))
+    span = "CER %{x:.2f} % (%{customdata[2]:.2f} to %{customdata[3]:.2f})"
+    fig = go.Figure(go.Bar(x=rows["cer"], y=y, orientation="h", width=0.8, marker_color=colours, error_x=whiskers,
+                           name="", showlegend=False, customdata=rows[["method", "phase", "low", "high"]],
+                           hovertemplate="<b>%{customdata[0]}</b>, %{customdata[1]}<br>" + span))
+    if rows["low"].notna().any(): _key(fig, interval, marker=_WHISKER)
     if rows["published"].notna().any():
-        fig.add_scatter(x=rows["published"], y=y, mode="markers", name="published", hovertemplate="published %{x:.2f} %<extra></extra>",
-                        marker=dict(symbol="diamond", size=11, color="white", line=dict(color=INK, width=1.8)))
+        fig.add_scatter(x=rows["published"], y=y, mode="markers", name="published", marker=_DIAMOND,
+                        hovertemplate="published %{x:.2f} %<extra></extra>")
     _end_labels(fig, rows["cer"], rows[["cer", "high", "published"]].max(axis=1), y)
-    return style(fig, "Character error rate by method", protocol, height=height, yaxis=axis, xaxis_title="CER (% of typed characters)")
+    return style(fig, "Character error rate by method", protocol, height=height, yaxis=axis, xaxis_title=_CER)
 
 # %% ../nbs/60_figures.ipynb #error-kinds
 def error_kinds(
@@ -266,18 +296,21 @@ def error_kinds(
     (y, axis, _, height), printed = bar_places(rows), {kind: name.upper() for name, kind in PUBLISHED.items()}
     fig, total = go.Figure(), rows[list(KIND_COLOURS)].sum(axis=1)
     for kind, colour in KIND_COLOURS.items():
-        fig.add_bar(x=rows[kind], y=y, orientation="h", name=f"{kind} ({printed[kind]})", marker_color=colour, width=0.8, customdata=rows[["method", "phase"]],
+        fig.add_bar(x=rows[kind], y=y, orientation="h", width=0.8, name=f"{kind} ({printed[kind]})", marker_color=colour,
+                    customdata=rows[["method", "phase"]],
                     hovertemplate=f"<b>%{{customdata[0]}}</b>, %{{customdata[1]}}<br>{kind} %{{x:.2f}} %<extra></extra>")
     _end_labels(fig, total, total, y)
-    return style(fig, "Kinds of error by method", protocol, height=height, barmode="stack", yaxis=axis, legend_traceorder="normal", xaxis_title="errors (% of typed characters)")
+    return style(fig, "Kinds of error by method", protocol, height=height, barmode="stack", yaxis=axis,
+                 legend_traceorder="normal", xaxis_title="errors (% of typed characters)")
 
 # %% ../nbs/60_figures.ipynb #best-for-the-cost
 def with_intervals(
     rows: pd.DataFrame, # cer and, where known, low and high; percent
 ) -> pd.DataFrame:
     "Rows that have a CER, with low, high and the words for them; one run has no interval."
-    rows = rows.reindex(columns=list(dict.fromkeys([*rows.columns, "low", "high"]))).astype(dict.fromkeys(["cer", "low", "high"], float)).dropna(subset=["cer"])
-    return rows.assign(span=[" (one run)" if np.isnan(low) else f" ({low:.2f} to {high:.2f})" for low, high in zip(rows.low, rows.high, strict=True)])
+    rows = _filled(rows, ["low", "high"], ["cer", "low", "high"]).dropna(subset=["cer"])
+    ends = zip(rows.low, rows.high, strict=True)
+    return rows.assign(span=[" (one run)" if np.isnan(low) else f" ({low:.2f} to {high:.2f})" for low, high in ends])
 
 
 def best_for_the_cost(
@@ -285,12 +318,31 @@ def best_for_the_cost(
     cers,  # (M,) percent
 ) -> list: # (M,) bool
     "Whether nothing that costs as little reads better."
-    return [not any(c <= cost and e <= cer and (c, e) != (cost, cer) for c, e in zip(costs, cers, strict=True)) for cost, cer in zip(costs, cers, strict=True)]
+    points = list(zip(costs, cers, strict=True))
+    return [not any(c <= cost and e <= cer and (c, e) != (cost, cer) for c, e in points) for cost, cer in points]
+
+# %% ../nbs/60_figures.ipynb #cost-point
+COSTS = {"parameters": "parameters", "mmacs_per_s": "million multiply-adds per second of signal",
+         "seconds": "training time (s)"}  # column -> axis title
+
+
+def _add_point(fig, row, cost, text, crowded):
+    "One method, with its whisker, paler where there are many, and its name if it is to be read."
+    fig.add_scatter(x=[getattr(row, cost)], y=[row.cer], name=row.method, showlegend=False, cliponaxis=True,
+                    text=text, mode="markers+text", textposition="bottom center", textfont=dict(size=11),
+                    marker=dict(size=12, color=colour_of(row.method), line=dict(color="white", width=1)),
+                    error_y=dict(type="data", array=[row.high - row.cer], arrayminus=[row.cer - row.low],
+                                 color=GRID if crowded else SOFT, thickness=1.2, width=4),
+                    hovertemplate=f"<b>{row.method}</b><br>CER %{{y:.2f}} %{row.span}<br>%{{x:,.4g}}<extra></extra>")
+
+
+def _cost_buttons(rows, texts):
+    "A button per cost: it moves the points, changes the names that are read, and the title of the axis."
+    buttons = [dict(label=COSTS[c].split(" (")[0], method="update",
+                    args=[{"x": [[v] for v in rows[c]], "text": text}, {"xaxis.title.text": COSTS[c]}]) for c, text in texts.items()]
+    return dict(type="buttons", direction="right", buttons=buttons, showactive=True, x=0, xanchor="left", y=1.02, yanchor="bottom")
 
 # %% ../nbs/60_figures.ipynb #cost-map
-COSTS = {"parameters": "parameters", "mmacs_per_s": "million multiply-adds per second of signal", "seconds": "training time (s)"}  # column -> axis title
-
-
 def cost_map(
     rows: pd.DataFrame,  # method, cer and, where known, low, high, and columns of COSTS: one row per method
     protocol: str = "",  # how it was measured, budget included
@@ -299,17 +351,17 @@ def cost_map(
     need_columns(rows, ["method", "cer"], "the comparison")
     costs = [c for c in COSTS if c in rows and rows[c].notna().any()]
     if not costs: raise FigureError(f"the comparison has none of the columns {', '.join(COSTS)}: give at least one")
-    rows = with_intervals(rows)
-    names = {c: [[f" {m}" if best or len(rows) <= 8 else ""] for m, best in zip(rows.method, best_for_the_cost(rows[c], rows.cer), strict=True)] for c in costs}
+    rows, texts = with_intervals(rows), {}
+    crowded = len(rows) > 8
+    for c in costs:
+        best = best_for_the_cost(rows[c], rows.cer)
+        texts[c] = [[f" {m}" if b or not crowded else ""] for m, b in zip(rows.method, best, strict=True)]
     fig = go.Figure()
-    for row, name in zip(rows.itertuples(), names[costs[0]], strict=True):
-        fig.add_scatter(x=[getattr(row, costs[0])], y=[row.cer], text=name, mode="markers+text", textposition="bottom center", textfont=dict(size=11), showlegend=False,
-                        marker=dict(size=12, color=colour_of(row.method), line=dict(color="white", width=1)), name=row.method, cliponaxis=True,
-                        error_y=dict(type="data", array=[row.high - row.cer], arrayminus=[row.cer - row.low], color=GRID if len(rows) > 8 else SOFT, thickness=1.2, width=4),
-                        hovertemplate=f"<b>{row.method}</b><br>CER %{{y:.2f}} %{row.span}<br>%{{x:,.4g}}<extra></extra>")
-    buttons = [dict(label=COSTS[c].split(" (")[0], method="update", args=[{"x": [[v] for v in rows[c]], "text": names[c]}, {"xaxis.title.text": COSTS[c]}]) for c in costs]
-    fig.update_layout(updatemenus=[dict(type="buttons", direction="right", buttons=buttons, x=0, xanchor="left", y=1.02, yanchor="bottom", showactive=True)])
-    return style(fig, "CER against cost", protocol, height=560, xaxis=dict(type="log", title=COSTS[costs[0]], tickvals=[m * 10**e for e in range(-2, 12) for m in (1, 2, 5)], tickformat="~s"), yaxis=dict(title="CER (% of typed characters)", range=[0, 1.15 * rows.cer.max()]), margin=dict(t=130, r=60))
+    for row, text in zip(rows.itertuples(), texts[costs[0]], strict=True): _add_point(fig, row, costs[0], text, crowded)
+    ticks = [m * 10**e for e in range(-2, 12) for m in (1, 2, 5)]
+    return style(fig, "CER against cost", protocol, height=560, margin=dict(t=130, r=60), updatemenus=[_cost_buttons(rows, texts)],
+                 xaxis=dict(type="log", title=COSTS[costs[0]], tickvals=ticks, tickformat="~s"),
+                 yaxis=dict(title=_CER, range=[0, 1.15 * rows.cer.max()]))
 
 # %% ../nbs/60_figures.ipynb #study-curves
 def study_curves(
@@ -322,14 +374,17 @@ def study_curves(
     fig, rows = go.Figure(), with_intervals(rows)
     for way, part in rows.groupby("way", sort=False):
         part = part.sort_values("x")
-        fig.add_scatter(x=part.x, y=part.cer, name=way, mode="lines+markers", line=dict(color=colour_of(way), width=2.4), marker=dict(size=9),
-                        error_y=dict(type="data", array=part.high - part.cer, arrayminus=part.cer - part.low, thickness=1.2, width=4), customdata=part[["span"]],
+        whiskers = dict(type="data", array=part.high - part.cer, arrayminus=part.cer - part.low, thickness=1.2, width=4)
+        fig.add_scatter(x=part.x, y=part.cer, name=way, mode="lines+markers", error_y=whiskers, customdata=part[["span"]],
+                        line=dict(color=colour_of(way), width=2.4), marker=dict(size=9),
                         hovertemplate=f"<b>{way}</b><br>%{{x}}: CER %{{y:.2f}} %%{{customdata[0]}}<extra></extra>")
-    return style(fig, "Character error rate", protocol, height=500, margin=dict(t=110), xaxis=dict(title=x_title, tickvals=sorted(set(rows.x))), yaxis=dict(title="CER (% of typed characters)", rangemode="tozero"))
+    return style(fig, "Character error rate", protocol, height=500, margin=dict(t=110),
+                 xaxis=dict(title=x_title, tickvals=sorted(set(rows.x))), yaxis=dict(title=_CER, rangemode="tozero"))
 
 # %% ../nbs/60_figures.ipynb #beside-rows
 PANELS = {"val": "validation", "test": "test"}  # phase -> the title of its panel
 BESIDE = ("decoder", "low", "high", "published", "published_as", "runs", "interval")
+_USUAL = dict(decoder="greedy", interval="", published_as="real recordings")  # of a row that says nothing else
 
 
 def beside_rows(
@@ -337,11 +392,11 @@ def beside_rows(
 ) -> pd.DataFrame:
     "The rows that have a CER of ours or a published one, complete; runs as a list of (run id, CER)."
     need_columns(rows, ["method", "phase", "cer"], "the comparison")
-    rows = rows.reindex(columns=list(dict.fromkeys([*rows.columns, *BESIDE]))).astype(dict.fromkeys(["cer", "low", "high", "published"], float))
+    rows = _filled(rows, BESIDE, ["cer", "low", "high", "published"])
     rows = rows[rows.phase.isin(PANELS) & (rows.cer.notna() | rows.published.notna())].reset_index(drop=True)
     if rows.empty: raise FigureError("no row of the comparison is of phase val or test and has a CER; nothing to draw")
-    return rows.assign(runs=[r if isinstance(r, (list, tuple)) else [] for r in rows.runs], decoder=rows.decoder.where(rows.decoder.notna(), "greedy"),
-                       interval=rows.interval.where(rows.interval.notna(), ""), published_as=rows.published_as.where(rows.published_as.notna(), "real recordings"))
+    usual = {column: rows[column].where(rows[column].notna(), word) for column, word in _USUAL.items()}
+    return rows.assign(runs=[r if isinstance(r, (list, tuple)) else [] for r in rows.runs], **usual)
 
 
 def axis_end(
@@ -355,22 +410,27 @@ def axis_end(
 # %% ../nbs/60_figures.ipynb #beside-traces
 def _beside_traces(fig, row, axis, ours, visible, last):
     "Bar, whisker, runs and published value of one row."
-    common = dict(y=[row.method], xaxis=axis, visible=visible, showlegend=False, name="")
-    told = dict(method=row.method, decoder=row.decoder)
+    runs, told = [run for run, _ in row.runs], dict(method=row.method, decoder=row.decoder)
+    common = dict(xaxis=axis, visible=visible, showlegend=False, name="")
     where = f"<b>{html.escape(row.method)}</b>, {PANELS[row.phase]}, {row.decoder}"
     if not np.isnan(row.cer):
         span = "" if np.isnan(row.low) else f"<br>{row.low:.2f} to {row.high:.2f}, {row.interval}"
-        fig.add_bar(x=[row.cer], orientation="h", width=0.72, marker_color=tint(colour_of(row.method), 0.35), meta=dict(**told, runs=[run for run, _ in row.runs]),
-                    error_x=dict(type="data", array=[min(row.high, last) - row.cer], arrayminus=[row.cer - row.low], color=INK, thickness=1.2, width=4),
-                    hovertemplate=f"{where}<br>{ours} CER {row.cer:.2f} %, mean of {len(row.runs) or 1}{span}<extra></extra>", **common)
-    if row.runs:
-        fig.add_scatter(x=[cer for _, cer in row.runs], **{**common, "y": [row.method] * len(row.runs)}, mode="markers", customdata=[[run] for run, _ in row.runs], meta=dict(**told, runs=[run for run, _ in row.runs]),
-                        marker=dict(size=8, color=colour_of(row.method), line=dict(color="white", width=1)), hovertemplate=f"{where}<br>{ours} CER %{{x:.2f}} %<br>run %{{customdata[0]}}<extra></extra>")
+        fig.add_bar(x=[row.cer], y=[row.method], orientation="h", width=0.72, marker_color=tint(colour_of(row.method), 0.35),
+                    error_x=dict(type="data", array=[min(row.high, last) - row.cer], arrayminus=[row.cer - row.low],
+                                 color=INK, thickness=1.2, width=4),
+                    hovertemplate=f"{where}<br>{ours} CER {row.cer:.2f} %, mean of {len(runs) or 1}{span}<extra></extra>",
+                    meta=dict(**told, runs=runs), **common)
+    if runs:
+        fig.add_scatter(x=[cer for _, cer in row.runs], y=[row.method] * len(runs), mode="markers",
+                        marker=dict(size=8, color=colour_of(row.method), line=dict(color="white", width=1)),
+                        customdata=[[run] for run in runs], meta=dict(**told, runs=runs),
+                        hovertemplate=f"{where}<br>{ours} CER %{{x:.2f}} %<br>run %{{customdata[0]}}<extra></extra>", **common)
     if not np.isnan(row.published):
-        fig.add_scatter(x=[row.published], mode="markers", meta=dict(**told, runs=[]), marker=dict(symbol="diamond", size=11, color="white", line=dict(color=INK, width=1.8)),
-                        hovertemplate=f"{where}<br>published CER {row.published:.2f} %<br>{html.escape(str(row.published_as))}<extra></extra>", **common)
+        by = f"published CER {row.published:.2f} %<br>{html.escape(str(row.published_as))}"
+        fig.add_scatter(x=[row.published], y=[row.method], mode="markers", marker=_DIAMOND, meta=dict(**told, runs=[]),
+                        hovertemplate=f"{where}<br>{by}<extra></extra>", **common)
 
-
+# %% ../nbs/60_figures.ipynb #beside-ends
 def beside_words(
     row,         # of `beside_rows`, as a named tuple
     last: float, # where whiskers are cut, percent
@@ -382,16 +442,27 @@ def beside_words(
 
 def _beside_ends(fig, row, axis, last, visible):
     "The numbers of a row, at the right edge of its panel."
-    fig.add_scatter(x=[1.06 * last], y=[row.method], xaxis=axis, mode="text", text=[beside_words(row, last)], textposition="middle right", cliponaxis=False, hoverinfo="skip", showlegend=False,
-                    textfont=dict(size=12, color=SOFT if np.isnan(row.cer) else INK), meta=dict(method=row.method, decoder=row.decoder), visible=visible)
+    fig.add_scatter(x=[1.06 * last], y=[row.method], xaxis=axis, visible=visible, showlegend=False, hoverinfo="skip", cliponaxis=False,
+                    mode="text", text=[beside_words(row, last)], textposition="middle right",
+                    textfont=dict(size=12, color=SOFT if np.isnan(row.cer) else INK), meta=dict(method=row.method, decoder=row.decoder))
+
+
+def _beside_axes(last, methods, labels):
+    "An axis of rates for each panel, side by side, and one of methods, which they share."
+    width, axes = 0.46 if len(last) == 2 else 1.0, {}
+    for n, (phase, end) in enumerate(last.items()):
+        left = n * (1 - width)
+        axes["xaxis2" if n else "xaxis"] = dict(title=f"{PANELS[phase]} {_CER}", range=[0, 1.36 * end], domain=[left, left + width])
+    return axes | dict(yaxis=dict(type="category", categoryorder="array", categoryarray=methods, tickvals=methods, ticktext=labels,
+                                  autorange="reversed", showgrid=False, tickfont=dict(color=INK)))
 
 # %% ../nbs/60_figures.ipynb #beside-bars
-_BESIDE_KEYS = {"one run of ours": dict(symbol="circle", size=8, color=SOFT), "95 % interval over seeds (one run: over its text)": dict(symbol="line-ew", size=18, line=dict(color=INK, width=1.3)),
-                "published (real recordings)": dict(symbol="diamond", size=11, color="white", line=dict(color=INK, width=1.8))}
+_BESIDE_KEYS = {"one run of ours": dict(symbol="circle", size=8, color=SOFT),
+                "95 % interval over seeds (one run: over its text)": _WHISKER, "published (real recordings)": _DIAMOND}
 
 
 def beside_bars(
-    rows: pd.DataFrame,   # method, phase (val, test), cer and, where known, low, high, interval, runs, published, published_as, decoder: percent
+    rows: pd.DataFrame,   # method, phase (val, test), cer; where known low, high, interval, runs, published, published_as, decoder: percent
     recordings: str,      # what ours were measured on, such as simulated
     protocol: str = "",   # how it was measured
     title: str = "Character error rate, ours beside published",
@@ -399,24 +470,29 @@ def beside_bars(
     "CER per method with its runs and what was published: validation on the left, test on the right."
     rows, fig = beside_rows(rows), go.Figure()
     methods, decoders = list(dict.fromkeys(rows.method)), list(dict.fromkeys(rows.decoder))
-    panels = [phase for phase in PANELS if phase in set(rows.phase)]
-    last = {phase: axis_end(rows[rows.phase == phase]) for phase in panels}
+    last = {phase: axis_end(part) for phase in PANELS if len(part := rows[rows.phase == phase])}
     for row in rows.itertuples():
-        axis, visible = ("x", "x2")[panels.index(row.phase)], row.decoder == decoders[0]
+        axis, visible = ("x", "x2")[list(last).index(row.phase)], row.decoder == decoders[0]
         _beside_traces(fig, row, axis, f"ours ({recordings})", visible, last[row.phase])
         _beside_ends(fig, row, axis, last[row.phase], visible)
     known = [rows.runs.str.len().max() > 0, rows.low.notna().any(), rows.published.notna().any()]
-    for name, marker in (key for key, there in zip(_BESIDE_KEYS.items(), known, strict=True) if there): fig.add_scatter(x=[None], y=[None], mode="markers", name=name, marker=marker)
-    width = 0.46 if len(panels) == 2 else 1.0
-    for n, phase in enumerate(panels):
-        fig.update_layout({f"xaxis{n + 1 if n else ''}": dict(title=f"{PANELS[phase]} CER (% of typed characters)", range=[0, 1.36 * last[phase]], domain=[n * (1 - width), n * (1 - width) + width])})
+    for (name, marker), there in zip(_BESIDE_KEYS.items(), known, strict=True):
+        if there: _key(fig, name, marker=marker)
     wrapped = ["<br>".join(map(html.escape, textwrap.wrap(m, 26))) for m in methods]
     row = max(38, *(8 + 17 * (w.count("<br>") + 1) for w in wrapped))
-    fig.update_layout(barmode="overlay", yaxis=dict(type="category", categoryorder="array", categoryarray=methods, tickvals=methods, ticktext=wrapped, autorange="reversed", showgrid=False, tickfont=dict(color=INK)),
-                      meta=dict(min_width=680, methods=methods, decoders=decoders, row=row, rest=170))
-    return style(fig, title, protocol, height=170 + row * len(methods), margin=dict(t=80))
+    meta = dict(min_width=680, methods=methods, decoders=decoders, row=row, rest=170)
+    return style(fig, title, protocol, height=170 + row * len(methods), margin=dict(t=80), barmode="overlay", meta=meta,
+                 **_beside_axes(last, methods, wrapped))
 
 # %% ../nbs/60_figures.ipynb #sweep-map
+_BLUES = ["white", "#8CB9DC", "#08306B"]
+
+
+def _scale_beside(text):
+    "The scale of colours beside a map, named along its side."
+    return dict(title=dict(text=text, side="right"), thickness=12, outlinewidth=0)
+
+
 def sweep_map(
     rows: pd.DataFrame, # lm_weight, insertion_bonus, cer in percent: one row per pair
     protocol: str = "", # which text was decoded, and that it is validation text
@@ -424,12 +500,15 @@ def sweep_map(
     "CER over language-model weight and insertion bonus, the best pair ringed."
     need_columns(rows, ["lm_weight", "insertion_bonus", "cer"], "the sweep")
     grid, best = rows.pivot(index="insertion_bonus", columns="lm_weight", values="cer"), rows.loc[rows.cer.idxmin()]
-    fig = go.Figure(go.Heatmap(x=[f"{x:g}" for x in grid.columns], y=[f"{y:g}" for y in grid.index], z=grid.values, zmin=best.cer, zmax=min(rows.cer.max(), 3 * best.cer + 1), texttemplate="%{z:.1f}", colorscale=["#08306B", "#8CB9DC", "white"],
-                               colorbar=dict(title=dict(text="CER (%)", side="right"), thickness=12, outlinewidth=0),
+    fig = go.Figure(go.Heatmap(x=[f"{x:g}" for x in grid.columns], y=[f"{y:g}" for y in grid.index], z=grid.values,
+                               zmin=best.cer, zmax=min(rows.cer.max(), 3 * best.cer + 1), texttemplate="%{z:.1f}",
+                               colorscale=_BLUES[::-1], colorbar=_scale_beside("CER (%)"),
                                hovertemplate="weight %{x}, bonus %{y}<br>CER %{z:.2f} %<extra></extra>"))
-    fig.add_scatter(x=[f"{best.lm_weight:g}"], y=[f"{best.insertion_bonus:g}"], mode="markers", showlegend=False, hoverinfo="skip",
-                    marker=dict(symbol="square-open", size=38, color="#D55E00", line=dict(width=3)))
-    return style(fig, "Weight of the language model", protocol, height=420, xaxis=dict(title="language-model weight", type="category"), yaxis=dict(title="bonus for a new key", type="category"))
+    ring = dict(symbol="square-open", size=38, color="#D55E00", line=dict(width=3))
+    fig.add_scatter(x=[f"{best.lm_weight:g}"], y=[f"{best.insertion_bonus:g}"], mode="markers", marker=ring,
+                    showlegend=False, hoverinfo="skip")
+    return style(fig, "Weight of the language model", protocol, height=420,
+                 xaxis=dict(title="language-model weight", type="category"), yaxis=dict(title="bonus for a new key", type="category"))
 
 # %% ../nbs/60_figures.ipynb #decoded-times
 def decoded_times(
@@ -449,10 +528,15 @@ def decoded_times(
     return np.interp(np.arange(len(prediction)), list(known), list(known.values()))
 
 # %% ../nbs/60_figures.ipynb #heat
+def _visible(characters):
+    "Characters as they are shown: a space as an open box."
+    return ["␣" if c == " " else c for c in characters]
+
+
 def _heat(fig, names, classes, percent, seconds, **trace):
     "One block of rows of the heat map."
-    fig.add_heatmap(x0=0, dx=seconds[-1] / max(len(seconds) - 1, 1), y=["␣" if names[k] == " " else names[k] for k in classes], z=percent[:, classes].T, zmin=0, zmax=100,
-                    hovertemplate="%{y} at %{x:.3f} s<br>probability %{z} %<extra></extra>", **trace)
+    fig.add_heatmap(x0=0, dx=seconds[-1] / max(len(seconds) - 1, 1), y=_visible(names[k] for k in classes), z=percent[:, classes].T,
+                    zmin=0, zmax=100, hovertemplate="%{y} at %{x:.3f} s<br>probability %{z} %<extra></extra>", **trace)
 
 
 def _heat_axes(foot):
@@ -465,11 +549,27 @@ def _heat_axes(foot):
 
 def _strip(fig, row, text, times, wrong):
     "Characters of one text at their times, in the strip above the heat map."
-    shown = ["␣" if c == " " else c for c in text]
-    fig.add_scatter(x=times, y=[row] * len(shown), text=shown, mode="text", yaxis="y2", showlegend=False, hovertemplate="%{text} at %{x:.3f} s<extra></extra>",
+    fig.add_scatter(x=times, y=[row] * len(text), text=_visible(text), mode="text", yaxis="y2", showlegend=False,
+                    hovertemplate="%{text} at %{x:.3f} s<extra></extra>",
                     textfont=dict(size=14, color=["#C04A00" if w else INK for w in wrong]))
 
 # %% ../nbs/60_figures.ipynb #emission-heatmap
+def _belonging(log_probs, class_names, press_times, reference):
+    "Emissions and the names of their classes, the blank's included; refused where names or times do not belong to them."
+    log_probs = np.asarray(log_probs, np.float32)
+    names = [*class_names, "blank"][:log_probs.shape[1]]
+    if len(names) != log_probs.shape[1]:
+        raise FigureError(f"the emissions have {log_probs.shape[1]} classes, but {len(class_names)} names were given")
+    if len(reference) != len(press_times):
+        raise FigureError(f"{len(reference)} characters were typed, but there are {len(press_times)} press times")
+    return log_probs, names
+
+
+def _press_line(second):
+    "A thin line at a press, through texts and classes."
+    return dict(type="line", x0=second, x1=second, y0=0, y1=0.86, yref="paper", line=dict(color="#D55E00", width=1), opacity=0.45)
+
+# %% ../nbs/60_figures.ipynb #emission-heatmap-2
 def emission_heatmap(
     log_probs: np.ndarray,   # (T, K) natural logarithms of one stretch, blank last
     frame_times: np.ndarray, # (T,) seconds, evenly spaced
@@ -481,22 +581,22 @@ def emission_heatmap(
     threshold: float = 0.2,  # a class is drawn when typed, decoded, or once more probable than this
 ) -> go.Figure:
     "Probability of each class over time, with typed and decoded characters above."
-    log_probs, names = np.asarray(log_probs, np.float32), [*class_names, "blank"][:np.shape(log_probs)[1]]
-    if len(names) != log_probs.shape[1]: raise FigureError(f"the emissions have {log_probs.shape[1]} classes, but {len(class_names)} names were given")
-    if len(reference) != len(press_times): raise FigureError(f"{len(reference)} characters were typed, but there are {len(press_times)} press times")
+    log_probs, names = _belonging(log_probs, class_names, press_times, reference)
     seconds, press = (np.asarray(t, float) - frame_times[0] for t in (frame_times, press_times))
     percent = np.rint(100 * np.exp(log_probs)).astype(np.uint8)  # (T, K)
     rows = [k for k, c in enumerate(names[:-1]) if c in reference + prediction or percent[:, k].max() > 100 * threshold]
     fig, edits, foot = go.Figure(), align(reference, prediction), 0.84 / (len(rows) + 1)  # foot: share of the height for the blank
-    _heat(fig, names, rows, percent, seconds, colorscale=["white", "#8CB9DC", "#08306B"],
-          colorbar=dict(title=dict(text="probability (%)", side="right"), thickness=12, outlinewidth=0))
+    _heat(fig, names, rows, percent, seconds, colorscale=_BLUES, colorbar=_scale_beside("probability (%)"))
     _heat(fig, names, [len(names) - 1], percent, seconds, colorscale=["white", "#9AA3AB"], showscale=False, yaxis="y3")
     _strip(fig, 1, reference, press, [e.kind != "same" for e in edits if e.reference])
-    _strip(fig, 0, prediction, decoded_times(log_probs, seconds, names, prediction), [e.kind != "same" for e in edits if e.prediction])
-    lines = [dict(type="line", x0=t, x1=t, y0=0, y1=0.86, yref="paper", line=dict(color="#D55E00", width=1), opacity=0.45) for t in press.tolist()]
+    decoded_at = decoded_times(log_probs, seconds, names, prediction)
+    _strip(fig, 0, prediction, decoded_at, [e.kind != "same" for e in edits if e.prediction])
     fig.update_xaxes(title="time in this stretch (s)", range=[min([0, *press]), seconds[-1]], showgrid=False, anchor="y3")
-    return style(fig, "What the model saw", " · ".join(filter(None, [protocol, "lines: key presses", "orange: errors"])), **_heat_axes(foot), shapes=lines,
+    told = " · ".join(filter(None, [protocol, "lines: key presses", "orange: errors"]))
+    return style(fig, "What the model saw", told, shapes=[_press_line(t) for t in press.tolist()], **_heat_axes(foot),
                  height=max(450, 210 + 15 * len(rows)), meta=dict(min_width=160 + 16 * max(len(reference), len(prediction))))
 
 # %% ../nbs/60_figures.ipynb #03471802
-FIGURES = {f.__name__: f for f in (loss_curves, cer_curves, learning_curves, domain_curves, error_bars, error_kinds, sweep_map, cost_map, study_curves, beside_bars, emission_heatmap)}
+_ALL = (loss_curves, cer_curves, learning_curves, domain_curves, error_bars, error_kinds, sweep_map, cost_map, study_curves,
+        beside_bars, emission_heatmap)
+FIGURES = {draw.__name__: draw for draw in _ALL}

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['TINY', 'ORDER', 'PLACES', 'tiny_run', 'some_runs', 'ReadWindow', 'read_run_windows', 'read_batch', 'press_samples',
-           'key_places', 'finger_of', 'confusion', 'keyboard_figure', 'with_fingers', 'texts_html', 'emission_viewer',
-           'smoothed', 'paired_figure', 'paired', 'first_pair', 'run_comparer']
+           'key_places', 'finger_of', 'confusion', 'key_errors', 'keyboard_figure', 'finger_errors', 'with_fingers',
+           'beam_text', 'texts_html', 'run_names', 'emission_viewer', 'smoothed', 'paired_figure', 'paired',
+           'first_pair', 'run_comparer']
 
 # %% ../nbs/65_viewers.ipynb #imports
 import functools
@@ -67,7 +68,8 @@ def some_runs(
 ) -> list: # of RunRecord
     "Finished runs, made on the spot where there are none."
     root = project_root() / "reports" / "runs" if root is None else Path(root)
-    found = sorted(list_runs(root) if root.is_dir() else [], key=lambda r: r.recipe.data.corpus != "embedded") # first those whose recordings are surely here
+    found = list_runs(root) if root.is_dir() else []
+    found = sorted(found, key=lambda r: r.recipe.data.corpus != "embedded") # first those whose recordings are surely here
     if len(found) >= least: return found
     return found + [tiny_run(name, project_root() / "data" / "synthetic" / "tiny_runs") for name in tiny[:least - len(found)]]
 
@@ -109,7 +111,8 @@ def read_batch(
     emissions, (texts, presses) = model(batch.signal, batch.signal_lengths), press_samples(windows, plan, charset)
     seen, found = sample_field(model) or frame_field(model), []
     for i, decoded in enumerate(greedy_decode(emissions, charset)):
-        session, log_probs = windows.index.sessions[plan.sessions[i]], emissions.log_probs[i, :emissions.lengths[i]].float().cpu()
+        session = windows.index.sessions[plan.sessions[i]]
+        log_probs = emissions.log_probs[i, :emissions.lengths[i]].float().cpu()
         times = (np.arange(len(log_probs)) * sample_stride(model) + seen) / session.rate_hz
         found.append(ReadWindow(session.name, plan.core_start[i] / session.rate_hz, log_probs, times, presses[i], texts[i], decoded.text))
     return found
@@ -130,7 +133,8 @@ def press_samples(
     return texts, times
 
 # %% ../nbs/65_viewers.ipynb #key-places
-ORDER = tuple((hand, finger) for hand, fingers in ((0, "pinky ring middle index thumb"), (1, "thumb index middle ring pinky")) for finger in fingers.split())
+_FINGERS = ((0, "pinky ring middle index thumb"), (1, "thumb index middle ring pinky"))
+ORDER = tuple((hand, finger) for hand, fingers in _FINGERS for finger in fingers.split())
 _SHIFT = {2: 0.0, 1: 1.5, 0: 1.75, -1: 2.25} # how far each row of keys is set in, keys
 
 
@@ -142,6 +146,11 @@ def key_places() -> dict: # character -> (x, y) in keys
 
 PLACES, _BASE = key_places(), dict(zip(SHIFTED, PLAIN, strict=True))
 _NAMES = {" ": "Key.space", "⌫": "Key.backspace", "⏎": "Key.enter", "⇧": "Key.shift"}
+
+
+def _cap(character):
+    "What is printed on a key."
+    return "␣" if character == " " else character
 
 
 def finger_of(
@@ -157,7 +166,25 @@ def confusion(
 ) -> pd.DataFrame: # typed, read, n; read is empty where a key was missed, typed where one was extra
     "How often each key was read as what, shifted keys counted with their plain ones."
     edits = [e for typed, read in pairs for e in align(typed, read)]
-    return pd.DataFrame([(_BASE.get(e.reference, e.reference), _BASE.get(e.prediction, e.prediction)) for e in edits], columns=["typed", "read"]).value_counts().rename("n").reset_index()
+    plain = [(_BASE.get(e.reference, e.reference), _BASE.get(e.prediction, e.prediction)) for e in edits]
+    return pd.DataFrame(plain, columns=["typed", "read"]).value_counts().rename("n").reset_index()
+
+# %% ../nbs/65_viewers.ipynb #key-errors
+def key_errors(
+    table: pd.DataFrame, # of `confusion`
+    key: str = "", # count what this one was read as; empty: each key's own errors
+) -> tuple: # percent of each key of `PLACES`, nan where it was not pressed; words for the pointer
+    "How much to colour each key, and what to say of it."
+    typed, right = table[table.typed != ""].groupby("typed").n.sum(), table[table.typed == table.read].set_index("typed").n
+    of_key, shares, told = table[table.typed == key].set_index("read").n, [], []
+    for c in PLACES:
+        n, lost = int(typed.get(c, 0)), int(typed.get(c, 0) - right.get(c, 0))
+        read_as = table[(table.typed == c) & (table.read != c)].nlargest(4, "n")
+        most = "".join(f"<br>{html.escape(r.read) or 'missed'}: {r.n}" for r in read_as.itertuples())
+        told.append(f"<b>{html.escape(_cap(c))}</b> pressed {n} times, {lost} not read{most}")
+        if key: shares.append(100 * (of_key.get(c, 0) / max(typed.get(key, 0), 1)))
+        else: shares.append(100 * (lost / n) if n else np.nan)
+    return np.array(shares), told
 
 # %% ../nbs/65_viewers.ipynb #keyboard-figure
 def keyboard_figure(
@@ -165,44 +192,57 @@ def keyboard_figure(
     key: str = "", # colour the keys by what this one was read as; empty: by their own errors
 ) -> go.Figure:
     "Errors on a drawn keyboard, and from finger to finger."
-    typed, right = table[table.typed != ""].groupby("typed").n.sum(), table[table.typed == table.read].set_index("typed").n
-    of_key = table[table.typed == key].set_index("read").n
-    shares, told = [], []
-    for c in PLACES:
-        n, lost = int(typed.get(c, 0)), int(typed.get(c, 0) - right.get(c, 0))
-        read_as = table[(table.typed == c) & (table.read != c)].nlargest(4, "n")
-        told.append(f"<b>{'␣' if c == ' ' else html.escape(c)}</b> pressed {n} times, {lost} not read" + "".join(f"<br>{html.escape(r.read) or 'missed'}: {r.n}" for r in read_as.itertuples()))
-        shares.append(100 * (of_key.get(c, 0) / max(typed.get(key, 0), 1) if key else lost / n) if n or key else np.nan)
-    colours = ["#F1F3F5" if np.isnan(s) else s for s in shares]
-    known = [i for i, s in enumerate(shares) if not np.isnan(s)]
-    fig, (x, y), names = go.Figure(), np.array(list(PLACES.values())).T, ["␣" if c == " " else c for c in PLACES]
+    shares, told = key_errors(table, key)
+    fig, (x, y), known = go.Figure(), np.array(list(PLACES.values())).T, np.flatnonzero(~np.isnan(shares))
     edge = [PALETTE[finger_of(c)[0]] for c in PLACES]
-    fig.add_scatter(x=x, y=y, mode="markers", marker=dict(symbol="square", size=31, color="#F1F3F5", line=dict(width=1, color=GRID)), hoverinfo="skip", showlegend=False)
+    square, quiet = dict(symbol="square", size=31), dict(hoverinfo="skip", showlegend=False)
+    fig.add_scatter(x=x, y=y, mode="markers", marker=dict(square, color="#F1F3F5", line=dict(width=1, color=GRID)), **quiet)
     fig.add_scatter(x=x[known], y=y[known], mode="markers", hovertext=[told[i] for i in known], hoverinfo="text", showlegend=False,
-                    marker=dict(symbol="square", size=31, color=[colours[i] for i in known], colorscale=["#FFFFFF", "#F7C68C", "#E07B1F"], cmin=0, cmax=100, line=dict(width=2, color=[edge[i] for i in known]),
-                                colorbar=dict(thickness=8, x=0.55, len=0.8, nticks=3)))
-    fig.add_scatter(x=x, y=y, text=names, mode="text", textfont=dict(size=14, color=INK), hoverinfo="skip", showlegend=False)
+                    marker=dict(square, color=shares[known].tolist(), cmin=0, cmax=100, colorscale=["#FFFFFF", "#F7C68C", "#E07B1F"],
+                                line=dict(width=2, color=[edge[i] for i in known]), colorbar=dict(thickness=8, x=0.55, len=0.8, nticks=3)))
+    fig.add_scatter(x=x, y=y, text=[_cap(c) for c in PLACES], mode="text", textfont=dict(size=14, color=INK), **quiet)
     return with_fingers(fig, table, key)
 
 # %% ../nbs/65_viewers.ipynb #with-fingers
+def finger_errors(
+    table: pd.DataFrame, # of `confusion`
+) -> np.ndarray: # (10, 11) errors from finger to finger; the last column: missed
+    "How often a key of one finger was read as one of another, or of the same one."
+    number, counts = {who: i for i, who in enumerate(ORDER)}, np.zeros((len(ORDER), len(ORDER) + 1))
+    for typed, read, n in table[(table.typed != "") & (table.typed != table.read)].itertuples(index=False, name=None):
+        counts[number[finger_of(typed)], number[finger_of(read)] if read else len(ORDER)] += n
+    return counts
+
+
 def with_fingers(
     fig: go.Figure, # with the keyboard
     table: pd.DataFrame, # of `confusion`
     key: str, # that the keyboard is about, or empty
 ) -> go.Figure:
     "The table of fingers beside the keyboard."
-    number = {who: i for i, who in enumerate(ORDER)}
-    counts = np.zeros((len(ORDER), len(ORDER) + 1))
-    for typed, read, n in table[table.typed != ""].itertuples(index=False, name=None):
-        if typed != read: counts[number[finger_of(typed)], number[finger_of(read)] if read else len(ORDER)] += n
     short = [f"{'LR'[hand]} {finger}" for hand, finger in ORDER]
-    fig.add_heatmap(z=counts, x=[*short, "missed"], y=short, xaxis="x2", yaxis="y2", colorscale=["#FFFFFF", "#33475B"], showscale=False, xgap=1, ygap=1, hovertemplate="%{y} read as %{x}: %{z}<extra></extra>")
-    what = f"% of the presses of {'␣' if key == ' ' else key} read as each key" if key else "% of presses not read as this key"
+    fig.add_heatmap(z=finger_errors(table), x=[*short, "missed"], y=short, xaxis="x2", yaxis="y2", xgap=1, ygap=1,
+                    colorscale=["#FFFFFF", "#33475B"], showscale=False, hovertemplate="%{y} read as %{x}: %{z}<extra></extra>")
     fig.update_layout(xaxis=dict(domain=[0, 0.55], range=[-0.8, 14.2], visible=False), yaxis=dict(range=[-2.7, 2.7], visible=False),
-                      xaxis2=dict(domain=[0.71, 1], tickangle=-60, showgrid=False, title="read as (rows: typed)"), yaxis2=dict(anchor="x2", autorange="reversed", showgrid=False))
-    return style(fig, "Where errors lie", f"left: {what}, outlined by hand; right: number of errors from finger to finger", height=420, margin=dict(b=80))
+                      xaxis2=dict(domain=[0.71, 1], tickangle=-60, showgrid=False, title="read as (rows: typed)"),
+                      yaxis2=dict(anchor="x2", autorange="reversed", showgrid=False))
+    what = f"% of the presses of {_cap(key)} read as each key" if key else "% of presses not read as this key"
+    told = f"left: {what}, outlined by hand; right: number of errors from finger to finger"
+    return style(fig, "Where errors lie", told, height=420, margin=dict(b=80))
 
 # %% ../nbs/65_viewers.ipynb #emission-viewer
+def beam_text(
+    window: ReadWindow,
+    charset: Charset,
+    lm_weight: float, # 0: the emissions alone
+    bonus: float, # for each new key
+    language, # table of the language model
+) -> str:
+    "What the beam search reads in one window."
+    emissions = Emissions(window.log_probs[None], torch.tensor([len(window.log_probs)]))
+    return beam_decode(emissions, charset, BeamSettings(lm_weight=lm_weight, insertion_bonus=bonus), language)[0].text
+
+
 def texts_html(
     window: ReadWindow,
     texts: dict, # name of a decoder -> what it read
@@ -215,24 +255,38 @@ def texts_html(
     return '<pre style="line-height:1.35">' + html.escape("\n\n".join(blocks)) + "</pre>"
 
 
+def run_names(
+    records: list, # of RunRecord
+) -> list: # of (words, number), the choices of a menu
+    "Runs by their experiment and label."
+    return [(f"{r.results['experiment']} · {r.label}", i) for i, r in enumerate(records)]
+
+# %% ../nbs/65_viewers.ipynb #viewer-panel
 def emission_viewer(
     records: list, # of RunRecord
 ) -> Panel:
     "Emissions of a run window by window, with what decoders make of them, and a keyboard of errors."
-    read = functools.lru_cache(maxsize=4)(lambda run: read_run_windows(records[run]))
-    tables = functools.lru_cache(maxsize=4)(lambda run: confusion([(w.reference, w.greedy) for w in read(run)[0]]))
+    kept = functools.lru_cache(maxsize=4)
+    read = kept(lambda run: read_run_windows(records[run]))
+    tables = kept(lambda run: confusion([(w.reference, w.greedy) for w in read(run)[0]]))
+    language = kept(lambda run: language_table(records[run].recipe.decoding.lm or "embedded", read(run)[1]))
     keyboard = functools.lru_cache(maxsize=64)(lambda run, key: keyboard_figure(tables(run), key))
-    language = functools.lru_cache(maxsize=4)(lambda run: language_table(records[run].recipe.decoding.lm or "embedded", read(run)[1]))
     def draw(run, window, lm_weight, bonus, key):
         windows, charset = read(run)
-        one = windows[min(window, len(windows) - 1)]
-        emissions = Emissions(one.log_probs[None], torch.tensor([len(one.log_probs)]))
-        beam = beam_decode(emissions, charset, BeamSettings(lm_weight=lm_weight, insertion_bonus=bonus), language(run))[0].text
-        heat = emission_heatmap(one.log_probs.numpy(), one.frame_times, list(charset.chars), one.press_times, one.reference, one.greedy, f"{one.session}, {one.start_s:.0f} s, window {min(window, len(windows) - 1) + 1} of {len(windows)}, greedy")
-        return [heat, texts_html(one, {"greedy": one.greedy, f"beam search, language model {lm_weight:g}, bonus {bonus:g}": beam}), keyboard(run, key)]
-    names = [(f"{r.results['experiment']} · {r.label}", i) for i, r in enumerate(records)]
-    keys = [("all keys", ""), *[("␣" if c == " " else c, c) for c in PLACES]]
-    return Panel(draw, dict(run=menu("run", names), window=slider("window", 0, 0, 63, 1), lm_weight=slider("language model", 1.0, 0.0, 6.0, 0.25), bonus=slider("bonus for a key", 2.0, -2.0, 6.0, 0.25), key=menu("keyboard about", keys)))
+        number = min(window, len(windows) - 1)
+        one = windows[number]
+        beam = beam_text(one, charset, lm_weight, bonus, language(run))
+        told = f"{one.session}, {one.start_s:.0f} s, window {number + 1} of {len(windows)}, greedy"
+        heat = emission_heatmap(one.log_probs.numpy(), one.frame_times, list(charset.chars), one.press_times,
+                                one.reference, one.greedy, told)
+        texts = {"greedy": one.greedy, f"beam search, language model {lm_weight:g}, bonus {bonus:g}": beam}
+        return [heat, texts_html(one, texts), keyboard(run, key)]
+    return Panel(draw, dict(
+        run=menu("run", run_names(records)),
+        window=slider("window", 0, 0, 63, 1),
+        lm_weight=slider("language model", 1.0, 0.0, 6.0, 0.25),
+        bonus=slider("bonus for a key", 2.0, -2.0, 6.0, 0.25),
+        key=menu("keyboard about", [("all keys", ""), *[(_cap(c), c) for c in PLACES]])))
 
 # %% ../nbs/65_viewers.ipynb #smoothed
 def smoothed(
@@ -244,18 +298,26 @@ def smoothed(
     return history.assign(**history[values].rolling(epochs, min_periods=1).mean())
 
 
+def _add_estimate(fig, name, value, ends, axis, place, colour):
+    "A value with its interval, its number above it."
+    low, high = ends
+    fig.add_scatter(x=[value], y=[place], xaxis=f"x{axis}", yaxis=f"y{axis}", mode="markers+text", showlegend=False,
+                    text=[f"{value:.2f}"], textposition="top center", marker=dict(size=12, color=colour),
+                    error_x=dict(type="data", array=[high - value], arrayminus=[value - low], thickness=1.5, width=6, color=SOFT),
+                    hovertemplate=f"{name}: {value:.2f} [{low:.2f}, {high:.2f}]<extra></extra>")
+
+
 def paired_figure(
     result, # Comparison
 ) -> go.Figure:
     "Both rates and their difference, with intervals."
     fig = go.Figure()
-    ends = [(result.a, result.cer_a, result.interval_a, "x"), (result.b, result.cer_b, result.interval_b, "x"), ("difference", result.difference, (result.low, result.high), "x2")]
-    for i, (name, value, (low, high), axis) in enumerate(ends):
-        fig.add_scatter(x=[value], y=[name if axis == "x" else f"{result.b}<br>minus {result.a}"], xaxis=axis, yaxis="y" if axis == "x" else "y2", mode="markers+text", text=[f"{value:.2f}"], textposition="top center", showlegend=False,
-                        marker=dict(size=12, color=colour_of(name) if i < 2 else INK), hovertemplate=f"{name}: {value:.2f} [{low:.2f}, {high:.2f}]<extra></extra>",
-                        error_x=dict(type="data", array=[high - value], arrayminus=[value - low], thickness=1.5, width=6, color=SOFT))
-    fig.update_layout(xaxis=dict(domain=[0, 0.42], title="CER (%)"), xaxis2=dict(domain=[0.62, 1], title="points", anchor="y2", zeroline=True, zerolinecolor=INK),
-                      yaxis=dict(range=[1.6, -0.6]), yaxis2=dict(anchor="x2", range=[-0.8, 0.8]))
+    _add_estimate(fig, result.a, result.cer_a, result.interval_a, "", result.a, colour_of(result.a))
+    _add_estimate(fig, result.b, result.cer_b, result.interval_b, "", result.b, colour_of(result.b))
+    _add_estimate(fig, "difference", result.difference, (result.low, result.high), 2, f"{result.b}<br>minus {result.a}", INK)
+    fig.update_layout(xaxis=dict(domain=[0, 0.42], title="CER (%)"), yaxis=dict(range=[1.6, -0.6]),
+                      xaxis2=dict(domain=[0.62, 1], title="points", anchor="y2", zeroline=True, zerolinecolor=INK),
+                      yaxis2=dict(anchor="x2", range=[-0.8, 0.8]))
     return style(fig, "Paired comparison", f"95 % intervals over {result.n_units} {result.unit}", height=300)
 
 # %% ../nbs/65_viewers.ipynb #paired
@@ -265,11 +327,12 @@ def paired(
     block: int, # typed characters per block
 ) -> list: # a figure and a sentence
     "The paired test of two runs, or why there is none."
+    def said(sentence): return f"<p style='font-size:15px;max-width:900px'>{html.escape(sentence)}</p>"
     try: result = compare(*texts, names, block=block)
     except StatisticsError as problem:
         empty = go.Figure().update_layout(xaxis_visible=False, yaxis_visible=False)
-        return [style(empty, "Paired comparison", "these two cannot be compared", height=300), f"<p style='font-size:15px;max-width:900px'>{html.escape(str(problem))}</p>"]
-    return [paired_figure(result), f"<p style='font-size:15px;max-width:900px'>{html.escape(result.sentence)}</p>"]
+        return [style(empty, "Paired comparison", "these two cannot be compared", height=300), said(str(problem))]
+    return [paired_figure(result), said(result.sentence)]
 
 
 def first_pair(
@@ -284,16 +347,24 @@ def run_comparer(
     records: list, # of RunRecord, two or more
 ) -> Panel:
     "Curves of several runs, and a paired test of two."
-    if len(records) < 2: raise ExploreError(f"{len(records)} finished runs: a comparison needs two, make them with `semgbook book smoke`")
-    names = [(f"{r.results['experiment']} · {r.label}", i) for i, r in enumerate(records)]
+    if len(records) < 2:
+        raise ExploreError(f"{len(records)} finished runs: a comparison needs two, make them with `semgbook book smoke`")
+    names, first = run_names(records), first_pair(records)
     text = functools.lru_cache(maxsize=64)(lambda run, phase: read_texts(records[run], phase))
     def draw(runs, metric, smooth, a, b, phase, block):
         if not runs: raise ExploreError("no run is chosen: hold Ctrl and click on those to draw")
         if a == b: raise ExploreError("a run cannot be compared with itself: choose another one as A or B")
         shown = {names[i][0]: smoothed(records[i].history, smooth) for i in runs[:8]}
-        curves = (cer_curves if metric == "cer" else loss_curves)(shown, f"mean of {smooth} epochs" if smooth > 1 else "as logged").update_layout(margin_t=110)
-        return [curves, *paired((text(a, phase), text(b, phase)), (records[a].label, records[b].label), block)]
-    first = first_pair(records)
-    several = W.SelectMultiple(options=names, value=first, rows=7, description="runs", style=dict(description_width="170px"), layout=W.Layout(width="560px"))
-    return Panel(draw, dict(runs=several, metric=menu("curve", [("CER", "cer"), ("loss", "loss")]), smooth=slider("smooth (epochs)", 1, 1, 20, 1), a=menu("A", names, first[0]), b=menu("B", names, first[1]),
-                            phase=menu("text", ["val", "test", "test_windowed"], "test"), block=slider("block (characters)", 50, 10, 200, 10)))
+        curves = (cer_curves if metric == "cer" else loss_curves)(shown, f"mean of {smooth} epochs" if smooth > 1 else "as logged")
+        test = paired((text(a, phase), text(b, phase)), (records[a].label, records[b].label), block)
+        return [curves.update_layout(margin_t=110), *test]
+    several = W.SelectMultiple(options=names, value=first, rows=7, description="runs",
+                               style=dict(description_width="170px"), layout=W.Layout(width="560px"))
+    return Panel(draw, dict(
+        runs=several,
+        metric=menu("curve", [("CER", "cer"), ("loss", "loss")]),
+        smooth=slider("smooth (epochs)", 1, 1, 20, 1),
+        a=menu("A", names, first[0]),
+        b=menu("B", names, first[1]),
+        phase=menu("text", ["val", "test", "test_windowed"], "test"),
+        block=slider("block (characters)", 50, 10, 200, 10)))
