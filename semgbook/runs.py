@@ -30,12 +30,13 @@ from .corpora import corpus_folder, what_recordings
 from .encoders import encoder_facts, sketch
 from .inference import counts_entry, evaluate, keep_example, phase_entry, probe_user, readers_of, texts_table, without_key
 from .metrics import ErrorCounts, count_errors_after_backspaces
+from .processes import Place, TrainingError, find_place
 from .progress import Progress, check_loggers
 from .recipes import Recipe, differences, override, recipe_from_dict
 from .repro import atomic_write, fingerprint, provenance, stable_hash
 from .session import RATE_HZ, list_sessions
 from .statistics import Scored, across_seeds
-from .training import Place, RunData, TrainingError, build_model, count_parameters, find_place, fit, load_data, n_epochs, starting_weights
+from .training import RunData, build_model, count_parameters, fit, load_data, n_epochs, starting_weights
 from .transfer import load_checkpoint, load_into
 
 # %% ../nbs/53_runs.ipynb #run
@@ -141,7 +142,7 @@ def start_run(experiment: str,  # such as e30
               ) -> Run:
     "The run of this recipe on its data: new, unfinished, or already done."
     run = planned_run(experiment, recipe, root)
-    first = (find_place(recipe) or Place()).rank == 0  # of several processes that train together, the others follow
+    first = (find_place(recipe.training.devices, recipe.training.nodes) or Place()).rank == 0  # of several processes that train together, the others follow
     if first and run.state == "running" and read_json(run.folder / "status.json")["pid"] != os.getpid():
         raise RuntimeError(f"run {run.run_id} is being worked on by process {read_json(run.folder / 'status.json')['pid']}: wait for it, or stop it")
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -206,7 +207,8 @@ def alone(work):  # takes a run, and more
     "The same function, for one process at a time."
     @functools.wraps(work)
     def worked_alone(run, *more, **options):
-        if run.state == "done" or (find_place(run.recipe) or Place()).rank: return work(run, *more, **options)
+        wanted = run.recipe.training
+        if run.state == "done" or (find_place(wanted.devices, wanted.nodes) or Place()).rank: return work(run, *more, **options)
         with open(run.folder / "recipe.json", "rb+") as recipe:
             if not _lock(recipe): raise RuntimeError(f"run {run.run_id} is being worked on by another process: wait for it, or stop it")
             return work(run, *more, **options)
@@ -226,7 +228,7 @@ def join_training(folder: Path):  # of a run that has been started
 
     threading.Thread(target=end_with_starter, daemon=True).start()
     recipe = recipe_from_dict(read_json(Path(folder) / "recipe.json"))
-    run, place, start = Run("", recipe, Path(folder), ""), find_place(recipe), starting_weights(recipe, Path(folder).parent)
+    run, place, start = Run("", recipe, Path(folder), ""), find_place(recipe.training.devices, recipe.training.nodes), starting_weights(recipe, Path(folder).parent)
     progress, device = _progress_of(run, print), place.device(recipe.training.device)
     fit(recipe, load_data(recipe, device, start, place), run.folder, device, progress.epoch, start, place, progress.step)
     progress.close()
@@ -264,7 +266,8 @@ def carry_out(run: Run,  # new or unfinished; a finished one is returned as it i
               ) -> dict:
     "Train and evaluate a run, leaving its folder complete; the content of `results.json`."
     if run.state == "done": return read_json(run.folder / "results.json")
-    recipe, started, place = run.recipe, time.monotonic(), find_place(run.recipe)
+    recipe, started = run.recipe, time.monotonic()
+    place = find_place(recipe.training.devices, recipe.training.nodes)
     device, progress, first = (place or Place()).device(recipe.training.device), _progress_of(run, on_epoch), not (place and place.rank)
     if first: write_status(run, "running", epoch=0, epochs=recipe.training.epochs)
     try:

@@ -17,10 +17,10 @@ import torch
 from toys import toy_corpus, toy_recipe
 
 from semgbook.engines import Ended, Engine, EngineError, Job, LocalEngine, RayEngine, family_of, make_engine, work_on
+from semgbook.processes import TrainingError
 from semgbook.recipes import RecipeError, override, preset, recipe_from_dict
 from semgbook.runs import carry_out, read_json, run_state, start_run
 from semgbook.suites import PlainView, job_of, plan_suite, run_suite
-from semgbook.training import Place, TrainingError, find_place, load_data
 
 TOY = '''
 import os, subprocess, sys, time
@@ -444,30 +444,6 @@ def test_several_machines_are_not_started_from_one(tmp_path):
     toy_corpus(tmp_path / "corpus")
     run = start_run("e99", toy_recipe(tmp_path / "corpus", training__nodes=2, **NO_CHANCE), tmp_path / "runs")
     with pytest.raises(TrainingError, match="srun semgbook train"): carry_out(run, print)
-
-
-def test_a_share_is_weighted_by_what_it_has(tmp_path):
-    "Shares of every batch together are the batch, the last and uneven one too; weights average to one."
-    recipe = toy_recipe(toy_corpus(tmp_path / "corpus"), training__batch_size=4, **NO_CHANCE)
-    whole = load_data(recipe).train
-    for world in (2, 4):
-        shares = [load_data(recipe, place=Place(r, world)).train for r in range(world)]
-        assert {len(s) for s in shares} == {len(whole)}
-        for k, (batch, *parts) in enumerate(zip(whole, *shares)):
-            weights = [s.weight(k) for s in shares]
-            assert sum(weights) == pytest.approx(world)
-            real = [p.starts.tolist() for p, w in zip(parts, weights) if w]
-            assert sorted(sum(real, [])) == sorted(batch.starts.tolist())
-            assert [w * len(batch) / world for w in weights] == pytest.approx([len(p) if w else 0 for p, w in zip(parts, weights)])
-
-
-def test_places_come_from_whoever_started_the_processes():
-    recipe = override(preset("tds_embedded"), {"training.devices": 2})
-    assert find_place(recipe, {}) is None
-    assert find_place(recipe, {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}) == Place(1, 2, 1)
-    assert find_place(recipe, {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0"}) == Place(1, 2, 0)
-    assert find_place(recipe, {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}) is None, "a batch script is not a rank"
-    with pytest.raises(TrainingError, match="start 2"): find_place(recipe, {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_RANK": "0"})
 
 
 @pytest.mark.parametrize("changes, words", [({"training.devices": 3}, "batch_size = 8 does not divide among 3"), ({"training.loggers": ["csv", "tensorbord"]}, "tensorbord"), ({"training.loggers": []}, "keep it"), ({"training.devices": 0}, "above 0")])
