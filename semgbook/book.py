@@ -4,33 +4,27 @@
 
 # %% auto #0
 __all__ = ['BEST_HYBRID', 'GPT2', 'BESIDE_GPT2', 'HYBRID_GROUPS', 'PUBLISHED_CHOICES', 'KAO_TABLES', 'QUICKLY', 'EXPERIMENTS',
-           'EMBEDDED_HYBRIDS', 'USERS_METHODS', 'SHOWN', 'MIME', 'SUITES', 'SOURCES', 'VARIED', 'Experiment',
-           'published_hybrids', 'BookError', 'get_experiment', 'published_for', 'published_beside',
-           'declared_parameters', 'check_parameters', 'parse_parameters', 'execute', 'remember', 'remembered',
-           'two_choosers', 'for_new_person', 'planned_runs', 'planned_folder', 'keep_failure', 'run_experiment', 'each',
-           'chosen', 'electrode_choices', 'at_lower_rate', 'rate_choices', 'amount_choices', 'augmentation_choices',
-           'unfreezing_choices', 'calibration_choices', 'second_report', 'studies', 'get_suite', 'comparable',
-           'study_rows', 'study_sentences', 'source_of', 'by_source', 'build_report']
+           'EMBEDDED_HYBRIDS', 'USERS_METHODS', 'SUITES', 'SOURCES', 'Experiment', 'published_hybrids', 'BookError',
+           'get_experiment', 'two_choosers', 'for_new_person', 'planned_runs', 'planned_folder', 'keep_failure',
+           'run_experiment', 'each', 'chosen', 'electrode_choices', 'at_lower_rate', 'rate_choices', 'amount_choices',
+           'augmentation_choices', 'unfreezing_choices', 'calibration_choices', 'second_report', 'studies', 'get_suite',
+           'build_report']
 
 # %% ../nbs/54_book.ipynb #8e95d9c3
-import ast
-import difflib
 import itertools
 import json
 import os
 import shutil
-import tempfile
 import time
 import traceback
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-
-import pandas as pd
 
 from .ablations import build_adapter, choose_electrodes
 from .corpora import corpus_folder
-from .recipes import HYBRIDS, PUBLISHED_SCHEDULE, Recipe, differences, override, preset, recipe_from_dict, requested
-from .runs import Run, RunRecord, begun_from, methods_table, planned_run, read_json, run_state, write_status
+from .notebooks import check_parameters, declared_parameters, did_you_mean, execute, remembered
+from .recipes import HYBRIDS, PUBLISHED_SCHEDULE, Recipe, override, preset, requested
+from .runs import Run, begun_from, planned_run, run_state, write_status
 from .session import open_corpus
 from .synthetic import project_root
 from .training import split_corpus
@@ -189,153 +183,11 @@ class BookError(ValueError):
     "A request the book cannot carry out as it stands."
 
 
-def _nearest(word, known):
-    "A hint for a misspelt word."
-    close = difflib.get_close_matches(word, known, 1)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-
-
 def get_experiment(name: str,  # an id such as e30
                    ) -> Experiment:
     "The experiment of that id; an unknown one is refused with the nearest."
-    if name not in EXPERIMENTS: raise BookError(f"unknown experiment {name!r}: {_nearest(name, EXPERIMENTS)}")
+    if name not in EXPERIMENTS: raise BookError(f"unknown experiment {name!r}: {did_you_mean(name, EXPERIMENTS)}")
     return EXPERIMENTS[name]
-
-# %% ../nbs/54_book.ipynb #published-for
-def published_for(name: str,  # experiment id
-                  method: str,  # what a figure calls it, with or without its source
-                  ) -> dict:
-    "Phase -> published rates of a method; empty when nothing was published."
-    return get_experiment(name).published.get(method.rsplit(", from ", 1)[0], {})
-
-# %% ../nbs/54_book.ipynb #published-beside
-SHOWN = ("loss", "cer", "low", "high", "ier", "der", "ser", "macro", "macro_std", "n_reference")
-
-
-def published_beside(name: str,  # experiment id
-                     results: dict,  # content of a run's results.json
-                     ) -> pd.DataFrame:
-    "A run's phases and, under each, what was published for its method."
-    published, rows = published_for(name, results["method"]), []
-    ours_is = "this run (LEAKED)" if results.get("leaks") else "this run"
-    for phase, ours in results["phases"].items():
-        rows.append({"phase": phase, "whose": ours_is, **{k: ours.get(k) for k in SHOWN}})
-        if phase in published: rows.append({"phase": phase, "whose": "published", **{k: published[phase].get(k) for k in SHOWN}})
-    table = pd.DataFrame(rows).set_index(["phase", "whose"]).astype(float).round(3)
-    return table.astype(object).where(table.notna(), "–")
-
-# %% ../nbs/54_book.ipynb #declared-parameters
-def declared_parameters(notebook: Path,  # an experiment notebook
-                        ) -> dict:
-    "Name -> default value, from the one cell tagged `parameters`."
-    import nbformat
-    cells = [c for c in nbformat.read(notebook, as_version=4).cells if "parameters" in c.metadata.get("tags", [])]
-    name = Path(notebook).name
-    if len(cells) != 1:
-        raise BookError(f"{name} has {len(cells)} cells tagged `parameters`, one is needed: "
-                        "tag the cell (nbdev_clean keeps tags when settings.ini allows it)")
-    declared = {}
-    for node in ast.parse(cells[0].source).body:
-        try: declared[node.targets[0].id] = ast.literal_eval(node.value)
-        except (AttributeError, ValueError):
-            raise BookError(f"{name}: line {node.lineno} of the parameters cell is not `name = literal`") from None
-    return declared
-
-# %% ../nbs/54_book.ipynb #check-parameters
-def check_parameters(declared: dict,  # name -> default
-                     given: dict,  # name -> value asked for
-                     notebook: str,  # for messages
-                     ) -> dict:
-    "The given values, if every name is declared and every type agrees; whole numbers may stand for floats."
-    for name, value in given.items():
-        if name not in declared: raise BookError(f"{notebook} has no parameter {name!r}: {_nearest(name, declared)}")
-        wanted = type(declared[name])
-        if type(value) is not wanted and not (wanted is float and type(value) is int):
-            raise BookError(f"{notebook}: parameter {name} = {value!r} is a {type(value).__name__}, expected {wanted.__name__}")
-    return given
-
-
-def parse_parameters(pairs: list,  # ["name=value", ...] from a command line
-                     declared: dict,  # name -> default, decides how a value is read
-                     notebook: str) -> dict:
-    "Command-line words as typed values."
-    given = {}
-    for pair in pairs:
-        name, sign, text = pair.partition("=")
-        if not sign: raise BookError(f"{pair!r} is not name=value")
-        if name not in declared: raise BookError(f"{notebook} has no parameter {name!r}: {_nearest(name, declared)}")
-        try: given[name] = text if isinstance(declared[name], str) else ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            raise BookError(f"{notebook}: parameter {name}={text} is not a {type(declared[name]).__name__}") from None
-    return check_parameters(declared, given, notebook)
-
-# %% ../nbs/54_book.ipynb #quiet-kernels
-def _quiet_kernels():
-    "A kernel manager that talks over local sockets instead of TCP."
-    from jupyter_client.manager import AsyncKernelManager
-
-    class LocalKernelManager(AsyncKernelManager):
-        "Sockets in a folder of their own instead of TCP ports; an interrupt only for a cell that runs."
-        busy = False  # of the one kernel that a class is made for
-
-        def __init__(self, **options):
-            self.sockets = tempfile.TemporaryDirectory(prefix="kernel-")
-            super().__init__(**{**options, "transport": "ipc", "ip": f"{self.sockets.name}/k"})
-
-        async def shutdown_kernel(self, now=False, restart=False):
-            if now or restart or self.busy:
-                return await AsyncKernelManager.shutdown_kernel(self, now=now, restart=restart)
-            self.shutting_down = True
-            await self.request_shutdown()
-            await self.finish_shutdown()
-            await self.cleanup_resources()
-
-        @classmethod
-        def watch(cls, busy: bool):
-            "A function that notes whether a cell is running, whatever it is called with."
-            return lambda **_: setattr(cls, "busy", busy)
-
-    return LocalKernelManager
-
-# %% ../nbs/54_book.ipynb #execute
-def execute(notebook: Path,  # source
-            output: Path,  # executed copy
-            parameters: dict,  # checked values
-            ) -> Path:
-    "Execute a notebook with parameters; the executed copy, complete or with its traceback."
-    import papermill
-    notebook, output = Path(notebook).resolve(), Path(output).resolve()
-    check_parameters(declared_parameters(notebook), parameters, notebook.name)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # of the kernel: threads that wait do not spin
-    partial, kernels = output.with_suffix(".partial.ipynb"), _quiet_kernels()
-    hooks = dict(on_cell_execute=kernels.watch(True), on_cell_executed=kernels.watch(False))
-    try:
-        papermill.execute_notebook(
-            str(notebook), str(partial), parameters, cwd=str(notebook.parent), progress_bar=False,
-            kernel_name="python3", language="python", kernel_manager_class=kernels, **hooks)
-    finally:
-        if partial.exists(): partial.replace(output)
-    return output
-
-# %% ../nbs/54_book.ipynb #remember
-MIME = "application/vnd.semgbook.record+json"
-
-
-def remember(name: str,  # what it is called
-           value):  # anything JSON can hold
-    "Show a value in a notebook and keep it, named, in the executed copy."
-    from IPython.display import display
-    display({MIME: {"name": name, "value": value}, "text/plain": f"{name} = {value}"}, raw=True)
-
-
-def remembered(notebook: Path,  # an executed copy
-             ) -> dict:
-    "All values a notebook has remembered."
-    import nbformat
-    outputs = itertools.chain.from_iterable(c.get("outputs", []) for c in nbformat.read(notebook, as_version=4).cells)
-    found = [o["data"][MIME] for o in outputs if MIME in o.get("data", {})]
-    return {f["name"]: f["value"] for f in found}
 
 # %% ../nbs/54_book.ipynb #two-choosers
 def two_choosers(recipe: Recipe,
@@ -362,7 +214,7 @@ def for_new_person(recipe: Recipe,  # of the fine-tuning; its split rule is frac
     "Both recipes with people in their roles: others teach, the new person's beginning trains and end is read, a stranger is read too."
     people, teachers = (sorted({s.user for s in open_corpus(corpus_folder(r.data.corpus))}) for r in (recipe, generic))
     user = user or people[-1]
-    if user not in people: raise BookError(f"there is no user {user!r} in corpus {recipe.data.corpus}: {_nearest(user, people)}")
+    if user not in people: raise BookError(f"there is no user {user!r} in corpus {recipe.data.corpus}: {did_you_mean(user, people)}")
     strangers = [p for p in people if p != user][-1:]
     others = [p for p in teachers if p not in (user, *strangers)]
     heard = [p for p in strangers if p in teachers]
@@ -621,7 +473,7 @@ def get_suite(name: str,  # key of SUITES, or a JSON file: [["e00", {"corpus": "
               ) -> tuple:  # of (experiment, parameters)
     "The entries of a suite; an unknown name and a file of another form are refused."
     if Path(name).suffix != ".json":
-        if name not in SUITES: raise BookError(f"unknown suite {name!r}: {_nearest(name, SUITES)}")
+        if name not in SUITES: raise BookError(f"unknown suite {name!r}: {did_you_mean(name, SUITES)}")
         return SUITES[name]
     if not Path(name).is_file():
         raise BookError(f"there is no file {name}: a suite of your own is a JSON file, [[experiment, parameters], ...]")
@@ -631,78 +483,6 @@ def get_suite(name: str,  # key of SUITES, or a JSON file: [["e00", {"corpus": "
     if not (isinstance(entries, list) and all(map(entry, entries))):
         raise BookError(f"{name} is not a list of [experiment, parameters], such as [[\"e00\", {{\"seed\": 1}}]]")
     return tuple((get_experiment(e).id, p) for e, p in entries)
-
-# %% ../nbs/54_book.ipynb #comparable
-_STACK = ("encoder", "data.left_context_s", "front_end.hop", "optimiser.lr")  # a narrow stack brings those that suit it
-_ROLLING = ("encoder", "decoding.recalibrate")  # what a rolling normalisation changes: afterwards nothing is left to recalibrate
-_TRANSFER = ("start", "keep_keys", "first_layer", "unfreezing.", "optimiser.clip", *_ROLLING, "data.split_options", "training.epochs")
-VARIED = {  # experiment -> places of the recipe in which its runs differ, the seed aside
-    "e20": _STACK,
-    "e21": _STACK,
-    "e22": ("data.keep_electrodes", "data.after_rotation"),
-    "e23": ("data.rate_factor", "data.rate_method", "data.left_context_s", "front_end.n_fft", "front_end.hop",
-            "augment.alignment_jitter", "augment.crop"),
-    "e24": ("data.train_minutes", "training.steps"),
-    "e25": ("augment.",),
-    "e40": ("domain.", *_ROLLING),
-    "e41": ("augment.rotation", *_ROLLING),
-    "e31": _TRANSFER,
-    "e32": _TRANSFER,
-    "e33": ("data.split", "data.train_minutes"),
-    "e50": ("data.train_minutes", "data.split_options", "unfreezing.", "start")}
-
-
-def comparable(name: str,  # experiment id, a key of VARIED
-               records: list,  # of RunRecord, of one experiment or of several
-               recipe: Recipe,  # of the run of interest
-               ) -> list:
-    "The runs that differ from a recipe only in what the experiment varies; one per method and seed, the first of them."
-    found, varied = {}, ("training.seed", *VARIED[name])
-    for r in records:
-        if all(place.startswith(varied) for place in differences(r.recipe, recipe)):
-            found.setdefault((r.method, r.results["seed"]), r)
-    return list(found.values())
-
-# %% ../nbs/54_book.ipynb #study-rows
-def study_rows(name: str, records: list, phases=("val", "test")) -> pd.DataFrame:
-    "One row per method and phase: CER over seeds with the interval of another seed, what was published, budget and cost."
-    of_phase = {phase: [r for r in records if phase in r.results["phases"]] for phase in phases}
-    table = pd.concat([methods_table(rs, phase).assign(phase=phase) for phase, rs in of_phase.items()], ignore_index=True)
-    published = [published_for(name, m).get(p, {}).get("cer") for m, p in zip(table.method, table.phase, strict=True)]
-    return table.assign(published=published)
-
-
-def study_sentences(rows: pd.DataFrame,  # of `study_rows`
-                    recordings: str,  # what they are: simulated, say
-                    ) -> list:
-    "What a study found, a sentence per method and phase, from its numbers only."
-    spread = [f"[{r.low:.2f}, {r.high:.2f}] for another seed, from {r.n_seeds}" if r.n_seeds > 1 else "one seed" for r in rows.itertuples()]
-    return [f"{r.method} ({recordings} recordings, {r.steps:,} steps, {r.epochs:,} epochs, {r.parameters:,} parameters): "
-            f"{r.phase} CER {r.cer:.2f} % {words}" for r, words in zip(rows.itertuples(), spread, strict=True)]
-
-# %% ../nbs/54_book.ipynb #by-source
-def source_of(record: RunRecord) -> str:
-    "The recipe that a run's first weights were made by, whatever the seed; empty for random ones."
-    path = record.folder.parent / record.recipe.start / "recipe.json"
-    if not record.recipe.start or not path.is_file(): return record.recipe.start
-    source = recipe_from_dict(read_json(path))
-    return f"{source.name}-{override(source, {'training.seed': 0, 'start': ''}).hash()}"
-
-
-def by_source(records: list,  # of RunRecord
-              ) -> list:
-    "The same runs, their start named by how it was made; methods of one name and different sources get two names."
-    sources, seen = [source_of(r) for r in records], {}
-    for r, source in zip(records, sources, strict=True): seen.setdefault(r.results["method"], set()).add(source)
-    short = {s: s.rpartition("-")[0] or s for s in sources}
-    named = {s: s if list(short.values()).count(name) > 1 else name for s, name in short.items()}  # two recipes of one name keep their hash
-
-    def renamed(r, source):
-        method = r.results["method"]
-        label = f"{method} ({named[source]})" if len(seen[method]) > 1 else method
-        return replace(r, recipe=override(r.recipe, {"start": source}), results={**r.results, "method": label})
-
-    return [renamed(r, source) for r, source in zip(records, sources, strict=True)]
 
 # %% ../nbs/54_book.ipynb #build-report
 def build_report(runs_root: Path = None,  # folder of run folders; None: reports/runs

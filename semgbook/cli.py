@@ -54,7 +54,8 @@ def data(args):
 # %% ../nbs/70_cli.ipynb #run
 def run(args):
     "Run one experiment notebook through papermill."
-    from semgbook.book import declared_parameters, get_experiment, parse_parameters, run_experiment
+    from semgbook.book import get_experiment, run_experiment
+    from semgbook.notebooks import declared_parameters, parse_parameters
     from semgbook.synthetic import project_root
     experiment = get_experiment(args.experiment)
     declared = declared_parameters(project_root() / "nbs" / "experiments" / experiment.notebook)

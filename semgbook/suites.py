@@ -21,8 +21,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from .book import EXPERIMENTS, check_parameters, declared_parameters, get_suite, planned_runs
+from .book import EXPERIMENTS, get_suite, planned_runs
 from .engines import Engine, Job, LocalEngine
+from .notebooks import check_parameters, declared_parameters
 from .runs import Run, read_json, run_state, write_status
 from .synthetic import project_root
 

@@ -1,17 +1,16 @@
 "The book: every experiment runs through papermill in smoke mode, and bad requests are refused before any work."
 import json
 import re
-from pathlib import Path
 
 import nbformat
-import pandas as pd
 import pytest
 
-from semgbook.book import (EXPERIMENTS, HYBRID_GROUPS, SUITES, VARIED, BookError, amount_choices, at_lower_rate, augmentation_choices, build_report, by_source, calibration_choices, check_parameters, comparable,
-                           declared_parameters, electrode_choices, execute, for_new_person, planned_folder, published_for, rate_choices, remembered, run_experiment, study_rows, study_sentences,
-                           two_choosers, unfreezing_choices)
+from semgbook.book import (EXPERIMENTS, HYBRID_GROUPS, SUITES, BookError, amount_choices, at_lower_rate, augmentation_choices, build_report, calibration_choices,
+                           electrode_choices, for_new_person, planned_folder, rate_choices, run_experiment, two_choosers, unfreezing_choices)
+from semgbook.comparisons import VARIED
+from semgbook.notebooks import NotebookError, check_parameters, declared_parameters, remembered
 from semgbook.recipes import HYBRIDS, PRESETS, differences, preset, requested
-from semgbook.runs import RunRecord, methods_table, own_facts, read_run
+from semgbook.runs import read_run
 from semgbook.training import build_model, sample_stride, split_corpus
 
 
@@ -59,23 +58,8 @@ def test_smoke_mode_and_report(experiment, tmp_path):
 
 @pytest.mark.parametrize("given, words", [({"sede": 1}, "seed"), ({"seed": "1"}, "seed"), ({"seed": 1.5}, "int"), ({"seed": True}, "seed"), ({"corpus": 3}, "str")])
 def test_refused_before_any_work(given, words, tmp_path):
-    with pytest.raises(BookError, match=words): run_experiment("e00", given, tmp_path)
+    with pytest.raises(NotebookError, match=words): run_experiment("e00", given, tmp_path)
     assert not list(tmp_path.iterdir())
-
-
-def test_a_lost_tag_is_refused(tmp_path):
-    notebook = tmp_path / "n.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("seed = 0")]), notebook)
-    with pytest.raises(BookError, match="parameters"): execute(notebook, tmp_path / "out.ipynb", {})
-    assert not (tmp_path / "out.ipynb").exists()
-
-
-def test_a_failing_notebook_is_kept_with_its_traceback(tmp_path):
-    cell = nbformat.v4.new_code_cell("seed = 0")
-    cell.metadata["tags"] = ["parameters"]
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell, nbformat.v4.new_code_cell("1 / seed")]), tmp_path / "n.ipynb")
-    with pytest.raises(Exception, match="ZeroDivision"): execute(tmp_path / "n.ipynb", tmp_path / "out.ipynb", {"seed": 0})
-    assert "ZeroDivisionError" in (tmp_path / "out.ipynb").read_text() and not (tmp_path / "out.partial.ipynb").exists()
 
 
 def test_suites_name_what_exists(root):
@@ -168,26 +152,6 @@ def test_the_second_report_is_complete():
         assert len({p["overrides"] for e, p in entries if e == "e22"}) == len(electrode_choices())
 
 
-def record(method="2000 Hz", seed=0, cer=9.0, **changes):
-    "A finished run that nobody carried out."
-    recipe = preset("tds_embedded", {"method": method, "training.seed": seed, **changes})
-    results = {"method": method, "seed": seed, "leaks": [], "parameters": 10, "epochs": 60, "steps": 780, "phases": {p: {"cer": cer} for p in ("val", "test")}}
-    return RunRecord(Path("none"), recipe, results, pd.DataFrame(), {})
-
-
-def test_only_runs_that_differ_in_what_is_varied_are_compared():
-    base, other_seed, held = record(), record(seed=1, cer=11.0), record("250 Hz, held", cer=12.0, **{"data.rate_factor": 8, "data.rate_method": "hold"})
-    strangers = [record(**{"optimiser.lr": 1e-3}), record(**{"training.epochs": 5}), record(**{"data.keep_electrodes": [0, 8]})]
-    found = comparable("e23", [base, *strangers, other_seed, held, record(cer=50.0)], base.recipe)
-    assert list(map(id, found)) == list(map(id, [base, other_seed, held])), "and the same method and seed once, the first of them"
-    rows = study_rows("e23", found)
-    test = rows[rows.phase == "test"].set_index("method")
-    assert test.cer.to_dict() == {"2000 Hz": 10, "250 Hz, held": 12} and test.published["250 Hz, held"] == EXPERIMENTS["e23"].published["250 Hz, held"]["test"]["cer"]
-    assert rows[(rows.phase == "val") & (rows.method == "250 Hz, held")].published.isna().all(), "not published"
-    sentences = study_sentences(rows[rows.phase == "test"], "made-up")
-    assert "10.00 % [0.00, " in sentences[0] and "made-up recordings, 780 steps, 60 epochs, 10 parameters" in sentences[0] and sentences[1].endswith("one seed")
-
-
 def test_smoke_runs_of_the_studies_are_choices_of_theirs():
     "What a smoke run leaves stands under a label with the same changes as in the suite, but for its length."
     for name, e in (("electrodes", "e22"), ("rates", "e23"), ("amounts", "e24"), ("augmentations", "e25")):
@@ -218,35 +182,8 @@ def test_a_new_person_and_a_stranger_stay_out_of_the_source():
     with pytest.raises(BookError, match="user3"): for_new_person(tuned, others, "usr3")
 
 
-def transferred(root, start, seed, source_epochs=60):
-    "A run that starts from a source of its own seed."
-    (root / start).mkdir()
-    (root / start / "recipe.json").write_text(json.dumps(preset("source_simulated", {"training.seed": seed, "training.epochs": source_epochs}).to_dict()))
-    results = {"method": "M, from typing", "seed": seed, "parameters": 1, "epochs": 1, "steps": 1, "leaks": [], "phases": {"test": {"cer": 10.0 + seed}}}
-    return RunRecord(root / f"from-{start}", preset("bilstm_small_warm", {"start": start, "training.seed": seed}), results, pd.DataFrame(), {})
-
-
-def test_sources_are_told_apart_but_their_seeds_are_not(tmp_path):
-    runs = [transferred(tmp_path, f"s{seed}", seed) for seed in range(3)]
-    with pytest.raises(ValueError, match="start"): methods_table(runs)
-    assert methods_table(by_source(runs)).n_seeds.tolist() == [3]
-    mixed = by_source([*runs, transferred(tmp_path, "short", 0, 2)])
-    assert methods_table(comparable("e31", mixed, runs[0].recipe)).n_seeds.tolist() == [3, 1]
-
-
-def test_published_values_follow_the_method_and_not_its_source():
-    assert published_for("e31", "BiLSTM, transfer as published, from other persons")["test"]["cer"] == 21.522
-    assert not published_for("e31", "BiLSTM, transfer, own warm-ups, from other persons") and published_for("e31", "BiLSTM")["val"]["cer"] == 2.089
-
-
 def test_choices_of_transfer_differ_in_what_they_say():
     for name, choices, varied in (("bilstm_small_warm", unfreezing_choices(), ("unfreezing.",)), ("bilstm_small_finetuned", calibration_choices((30, 300)), ("unfreezing.", "data.", "training."))):
         recipes = [preset(name, c) for c in choices]
         assert len({r.hash() for r in recipes}) == len({r.method for r in recipes}) == len(recipes)
         assert all(place.startswith(varied) for r in recipes for place in differences(r, preset(name)))
-
-
-def test_costs_are_those_at_the_rate_and_with_the_electrodes_of_a_run():
-    base, slow, few = (own_facts(r) for r in (record(), record(**{"data.rate_factor": 4}), record(**{"data.keep_electrodes": [0, 4, 8, 12]})))
-    assert slow["field_ms"] == pytest.approx(4 * base["field_ms"]) and slow["mmacs_per_s"] == pytest.approx(base["mmacs_per_s"] / 4)
-    assert few["field_ms"] == base["field_ms"] and few["parameters"] < base["parameters"]

@@ -19,7 +19,7 @@ from nbclient import NotebookClient
 from toys import toy_corpus
 from traitlets.config import Config
 
-from semgbook.book import EXPERIMENTS, HYBRID_GROUPS, KAO_TABLES, SUITES, BookError, execute, get_suite, planned_runs, run_experiment
+from semgbook.book import EXPERIMENTS, HYBRID_GROUPS, KAO_TABLES, SUITES, BookError, get_suite, planned_runs, run_experiment
 from semgbook.cli import main
 from semgbook.engines import Ended, EngineError, LocalEngine
 from semgbook.recipes import HYBRIDS, preset, requested
@@ -383,21 +383,6 @@ def test_drafts_of_dead_processes_are_removed(tmp_path):
     names = [f".e00-{host}-{dead.pid}-1.ipynb", f".e00-{host}-{dead.pid}-1.partial.ipynb", f".e00-{host}-{os.getpid()}-1.ipynb", f".e00-elsewhere-{dead.pid}-1.ipynb"]
     for name in names: (tmp_path / name).write_text("{}")
     assert {p.name for p in clean_drafts(tmp_path)} == set(names[:2]) and len(list(tmp_path.iterdir())) == 2
-
-
-def test_an_idle_kernel_is_not_interrupted(tmp_path, capfd):
-    "Papermill ends a kernel as soon as its last question is answered; one that still tidies up then has no reason to complain."
-    cell = nbformat.v4.new_code_cell("seed = 0")
-    cell.metadata["tags"] = ["parameters"]
-    slow = """import inspect, time
-answer = (handlers := get_ipython().kernel.shell_handlers)["kernel_info_request"]
-async def answer_and_tidy_up(*message):
-    if inspect.isawaitable(said := answer(*message)): await said
-    time.sleep(1)
-handlers["kernel_info_request"] = answer_and_tidy_up"""
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell, nbformat.v4.new_code_cell(slow)]), tmp_path / "n.ipynb")
-    execute(tmp_path / "n.ipynb", tmp_path / "out.ipynb", {})
-    assert "KeyboardInterrupt" not in "".join(capfd.readouterr())
 
 
 def test_a_failed_notebook_stays_in_the_folder_of_its_run(corpus, tmp_path):

@@ -27,7 +27,7 @@ SECTIONS = [("Tutorials", "tutorials_index", r"tutorials/", "Each takes minutes,
             ("Experiments", "experiments_index", r"experiments/", "Each asks a question. The pages show the code; what runs said is in the report."),
             ("Exploring", "explore_index", r"explore/", "Pages with sliders and menus, for JupyterLab (`semgbook lab`). Here they are without a kernel: "
              "they say what can be tried, their controls do not move.")]
-LAYERS = {"00": "Ground rules", "10": "Recordings", "20": "Signal to features", "23": "Recordings", "24": "Signal to features", "28": "The model", "40": "Text and errors", "50": "Runs", "60": "Seeing", "70": "Command line"}
+LAYERS = {"00": "Ground rules", "10": "Recordings", "20": "Signal to features", "23": "Recordings", "24": "Signal to features", "28": "The model", "40": "Text and errors", "48": "Runs", "60": "Seeing", "70": "Command line"}
 FIRST = ["first_run", "own_wristband", "add_an_encoder", "real_data", "cluster", "reading_a_cer"]  # tutorials in reading order; others follow
 
 
