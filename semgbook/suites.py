@@ -399,7 +399,7 @@ class SuiteWork:
             record_end(row.runs[0], code, note if code else "the notebook carried out another run than was planned")
             row.look()
         if code and suffix: row.state, row.note = "failed", f"its comparison: {note}"
-        self.view.event(row_line(row))
+        self.view.event(f"done        {row.name}{suffix}  {said_time(row.seconds)}" if suffix and not code else row_line(row))
 
     def draw(self, height, width):
         "The table as it stands: lines, or HTML where no width is given."

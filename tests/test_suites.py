@@ -247,8 +247,10 @@ def test_a_comparison_that_missed_runs_is_executed_again(suite, corpus, tmp_path
             return super().ended(wait_s)
 
     path, engine = suite(entry(corpus), entry(corpus, 1), entry(corpus, 2)), Late(slots=3)
-    rows = run_suite(path, tmp_path, engine=engine, view=Recorder())  # ends them in reverse, so the last row is finished first
+    view = Recorder()
+    rows = run_suite(path, tmp_path, engine=engine, view=view)  # ends them in reverse, so the last row is finished first
     assert engine.started[3:] == [f"{rows[2].name} (comparison)"]
+    assert view.events[-1].startswith(f"done        {rows[2].name} (comparison)  "), "its own time, not that of the run"
     assert stale_comparisons(rows) == [rows[2]], "the stub executes no notebook: still stale, as files tell"
     began = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(time.time() + 1))
     (rows[2].folder / "notebook.ipynb").write_text(json.dumps({"metadata": {"papermill": {"start_time": began}}}))
