@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from toys import check, decoder_cases, one
+
 from semgbook.charset import FINGERS, QWERTY
 from semgbook.ctc import Emissions
 from semgbook.decoders import (DECODERS, NODE, BeamDecoder, BeamSettings, arc_score, beam_decode, get_decoder, key_term, make_scorer, make_stream, new_beam, node_of,
@@ -19,20 +21,7 @@ from semgbook.language_files import read_arpa
 
 
 @pytest.fixture(scope="module")
-def golden(shared):
-    cases = json.loads(shared("golden/decoders.json").read_text())
-    arrays = np.load(shared("golden/decoders.npz"))
-    return cases, lambda i: torch.from_numpy(arrays[f"emissions_{i}"])
-
-
-def one(log_probs):
-    return Emissions(log_probs[None], torch.tensor([len(log_probs)]))
-
-
-def check(decoded, expected):
-    assert decoded.text == expected["text"]
-    assert decoded.labels.tolist() == expected["labels"]
-    assert decoded.frames.tolist() == expected["timestamps"]
+def golden(shared): return decoder_cases(shared)
 
 
 def test_registry():

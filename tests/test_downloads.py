@@ -18,7 +18,7 @@ import pytest
 
 from semgbook import downloads
 from semgbook.downloads import DownloadError, RemoteFile, digest_of, download, list_bucket, progress_line, unpack_safely
-from toy_server import CONTENT, FAST, OBJECTS, SHA, Server, answer, bucket, names, refuse, tar_bytes
+from toy_server import CONTENT, FAST, OBJECTS, SHA, Server, answer, bucket, falls_silent, names, refuse, tar_bytes
 
 
 # ---- names for bytes
@@ -207,12 +207,7 @@ def test_busy_is_tried_again_after_a_pause(serve, tmp_path, monkeypatch):
 
 def test_silence_is_a_cut(serve, tmp_path):
     stop = threading.Event()
-    def behave(h, n):
-        if n == 1:
-            answer(h, cut=100_000)
-            h.wfile.flush()
-            stop.wait(5)
-        else: answer(h)
+    behave = falls_silent(stop, 100_000)
     began = time.monotonic()
     download(RemoteFile("", serve(behave).url, None, SHA), tmp_path / "x", pause_s=0.001, timeout=0.3)
     stop.set()
@@ -266,12 +261,7 @@ def test_two_at_once(serve, tmp_path):
 def test_a_killed_download_goes_on(serve, tmp_path):
     "A process is killed in the middle; the next one asks for the rest, and no lock is left."
     stop = threading.Event()
-    def behave(h, n):
-        if n == 1:
-            answer(h, cut=262_144)
-            h.wfile.flush()
-            stop.wait(20)
-        else: answer(h)
+    behave = falls_silent(stop, 262_144)
     server = serve(behave)
     code = "import sys\nfrom semgbook.downloads import RemoteFile, download\ndownload(RemoteFile('', sys.argv[1]), sys.argv[2], lambda *a: print('*', flush=True))"
     process = subprocess.Popen([sys.executable, "-c", code, server.url, str(tmp_path / "x")], stdout=subprocess.PIPE)

@@ -1,10 +1,10 @@
 "Encoders: the line, the registry, and the published TDS model number by number."
-import json
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies
+from toys import model_cases
 
 from semgbook.blocks import BLOCKS, BlockError
 from semgbook.charset import get_charset
@@ -388,14 +388,7 @@ class Published(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def golden(shared):
-    class G: pass
-    g = G()
-    g.cases = json.loads(shared("golden/model_cases.json").read_text())
-    g.keys = json.loads(shared("golden/model_keys.json").read_text())
-    g.tensors = {t["key"]: t["shape"] for t in g.keys["tensors"]}
-    frames = np.load(shared("golden/model_input.npz"))["input_int8"] * np.float32(g.cases["input_scale"])
-    g.frames, g.lengths = torch.tensor(frames).transpose(0, 1), torch.tensor(g.cases["input_lengths"])  # (N, T, B, C, F)
-    g.expected = {k: torch.tensor(v) for k, v in np.load(shared("golden/model_expected.npz")).items()}
+    g = model_cases(shared)
     g.models = {law: Published("tds", g.tensors, g.cases["weights"][law]).eval() for law in g.cases["weights"]}
     g.fresh = lambda law: Published("tds", g.tensors, g.cases["weights"][law])
     return g

@@ -14,7 +14,7 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from toys import toy_corpus, toy_recipe
+from toys import STEADY, carried_out, toy_corpus, toy_recipe
 
 from semgbook.engines import Ended, Engine, EngineError, Job, LocalEngine, RayEngine, family_of, make_engine, work_on
 from semgbook.processes import TrainingError
@@ -380,21 +380,10 @@ def test_a_stopped_cluster_leaves_a_run_that_goes_on(one_machine, tmp_path):
 
 # --- one run on several devices -----------------------------------------------------------------
 
-NO_CHANCE = dict(augment__alignment_jitter=0, augment__rotation=0, augment__n_time_masks=0, augment__n_freq_masks=0, training__device="cpu", training__decode_train_every=1,
-                 training__epochs=3, optimiser__lr=0.01, optimiser__warmup=0.2)
-
-
-def carried_out(recipe, root):
-    "The folder of a run that was carried out without bars."
-    run = start_run("e99", recipe, root)
-    carry_out(run, print)
-    return run.folder
-
-
 def test_two_processes_train_as_one_does(tmp_path):
     "Same windows in every step, same statistics, same gradients: the same curves, up to rounding."
     toy_corpus(tmp_path / "corpus")
-    one, two = (carried_out(toy_recipe(tmp_path / "corpus", training__devices=n, training__loggers=["csv", "tensorboard"], **NO_CHANCE), tmp_path / "runs") for n in (1, 2))
+    one, two = (carried_out(toy_recipe(tmp_path / "corpus", training__devices=n, training__loggers=["csv", "tensorboard"], **STEADY), tmp_path / "runs") for n in (1, 2))
     assert one != two and read_json(two / "status.json")["pid"] == os.getpid() and not (two / "last.ckpt").exists()
     for column in ("train_loss", "val_loss", "lr", "step"):
         np.testing.assert_allclose(pd.read_csv(two / "history.csv")[column], pd.read_csv(one / "history.csv")[column], rtol=1e-4)
@@ -433,7 +422,7 @@ def test_two_processes_killed_and_resumed_end_as_if_undisturbed(tmp_path):
 
 def test_a_failing_process_ends_the_run_with_its_reason(tmp_path):
     "What the processes said is in the message and in status.json, and none of them is left waiting for the others."
-    recipe = toy_recipe(toy_corpus(tmp_path / "corpus"), training__devices=2, **NO_CHANCE)
+    recipe = toy_recipe(toy_corpus(tmp_path / "corpus"), training__devices=2, **STEADY)
     run = start_run("e99", recipe, tmp_path / "runs")
     (run.folder / "recipe.json").write_text(json.dumps(override(recipe, {"data.corpus": "nowhere"}).to_dict()))
     with pytest.raises(TrainingError, match="nowhere"): carry_out(run, print)
@@ -442,7 +431,7 @@ def test_a_failing_process_ends_the_run_with_its_reason(tmp_path):
 
 def test_several_machines_are_not_started_from_one(tmp_path):
     toy_corpus(tmp_path / "corpus")
-    run = start_run("e99", toy_recipe(tmp_path / "corpus", training__nodes=2, **NO_CHANCE), tmp_path / "runs")
+    run = start_run("e99", toy_recipe(tmp_path / "corpus", training__nodes=2, **STEADY), tmp_path / "runs")
     with pytest.raises(TrainingError, match="srun semgbook train"): carry_out(run, print)
 
 

@@ -1,9 +1,9 @@
 "Greedy decoding against golden texts, a plain loop, and itself in pieces."
-import json
 
 import numpy as np
 import pytest
 import torch
+from toys import check, decoder_cases, one
 
 from semgbook.charset import CHARSETS, FINGERS, QWERTY
 from semgbook.ctc import Emissions
@@ -11,20 +11,7 @@ from semgbook.greedy import DecodeError, GreedyDecoder, collapse, greedy_decode
 
 
 @pytest.fixture(scope="module")
-def golden(shared):
-    cases = json.loads(shared("golden/decoders.json").read_text())
-    arrays = np.load(shared("golden/decoders.npz"))
-    return cases, lambda i: torch.from_numpy(arrays[f"emissions_{i}"])
-
-
-def one(log_probs):
-    return Emissions(log_probs[None], torch.tensor([len(log_probs)]))
-
-
-def check(decoded, expected):
-    assert decoded.text == expected["text"]
-    assert decoded.labels.tolist() == expected["labels"]
-    assert decoded.frames.tolist() == expected["timestamps"]
+def golden(shared): return decoder_cases(shared)
 
 
 def test_golden_greedy(golden):

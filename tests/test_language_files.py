@@ -5,29 +5,18 @@ import string
 
 import numpy as np
 import pytest
-from toys import TINY_ARPA
+from toys import TINY_ARPA, arpa_writer, rows
 
-from semgbook.language_files import arpa_pieces, read_arpa, read_kenlm_binary, spell, write_arpa
+from semgbook.language_files import arpa_pieces, read_arpa, read_kenlm_binary, write_arpa
 from semgbook.language_model import BOS, EOS, SMALL_TEXT, UNK, LanguageModelError, embedded_language_model, prepare_words, train_ngrams, walk
 
 
 @pytest.fixture
-def write(tmp_path):
-    def to_file(text=TINY_ARPA, name="tiny.arpa"):
-        path = tmp_path / name
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        return path
-    return to_file
+def write(tmp_path): return arpa_writer(tmp_path)
 
 
 @pytest.fixture(scope="module")
-def english():
-    return embedded_language_model()
-
-
-def rows(model):
-    "Text of each n-gram -> log10 and backoff."
-    return {text: (float(p), float(b)) for grams, texts in zip(model.grams, spell(model)) for text, p, b in zip(texts, grams.log10, grams.backoff)}
+def english(): return embedded_language_model()
 
 
 # --- ARPA files -----------------------------------------------------------------------------------

@@ -5,10 +5,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from toys import TINY_ARPA
+from toys import TINY_ARPA, arpa_writer, rows
 
 from semgbook.decoders import arc_score
-from semgbook.language_files import read_arpa, spell
+from semgbook.language_files import read_arpa
 from semgbook.language_model import (BOS, EOS, FALLBACK, SMALL_TEXT, UNK, LanguageModelError, advance, count_ngrams, draw_lines, embedded_language_model,
                                      encode_sentences, estimate_discounts, prepare_words, train_ngrams)
 
@@ -27,22 +27,11 @@ LMPLZ = {3: ((21, 63, 92), 3.002120945988597, {
 
 
 @pytest.fixture
-def write(tmp_path):
-    def to_file(text=TINY_ARPA, name="tiny.arpa"):
-        path = tmp_path / name
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        return path
-    return to_file
+def write(tmp_path): return arpa_writer(tmp_path)
 
 
 @pytest.fixture(scope="module")
-def english():
-    return embedded_language_model()
-
-
-def rows(model):
-    "Text of each n-gram -> log10 and backoff."
-    return {text: (float(p), float(b)) for grams, texts in zip(model.grams, spell(model)) for text, p, b in zip(texts, grams.log10, grams.backoff)}
+def english(): return embedded_language_model()
 
 
 def look_up(table, symbols, start=BOS):

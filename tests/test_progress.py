@@ -8,21 +8,10 @@ import nbformat
 import pandas as pd
 import pytest
 from nbclient import NotebookClient
-from toys import toy_corpus, toy_recipe
+from toys import STEADY, carried_out, toy_corpus, toy_recipe
 
 from semgbook.progress import LOGS, LiveLine, LoggerError, Progress, check_loggers, clock, epoch_line, say_source, seconds_left, training_line
 from semgbook.runs import carry_out, read_json, start_run
-
-STEADY = dict(augment__alignment_jitter=0, augment__rotation=0, augment__n_time_masks=0, augment__n_freq_masks=0, training__device="cpu", training__decode_train_every=1,
-              training__epochs=3, optimiser__lr=0.01, optimiser__warmup=0.2)
-
-
-def carried_out(recipe, root):
-    "The folder of a run that was carried out without bars."
-    run = start_run("e99", recipe, root)
-    carry_out(run, print)
-    return run.folder
-
 
 def row_of(epoch, **changes):
     "A row of history, as far as this module reads it."

@@ -9,11 +9,11 @@ import zipfile
 from collections import OrderedDict, defaultdict
 from pathlib import PurePosixPath
 
-import numpy as np
 import pytest
 import torch
 from test_encoders import formula_state
 from test_transfer import LINE, Pair
+from toys import model_cases
 
 from semgbook.published import RecordUnpickler, export_published, feature_order, import_published, is_dangerous, published_tensors, read_lightning
 from semgbook.transfer import TransferError
@@ -284,16 +284,7 @@ def test_reading_needs_no_more_memory_than_the_weights(tmp_path):
 # --- published weights --------------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
-def golden(shared):
-    class G: pass
-    g = G()
-    g.cases = json.loads(shared("golden/model_cases.json").read_text())
-    g.keys = json.loads(shared("golden/model_keys.json").read_text())
-    g.tensors = {t["key"]: t["shape"] for t in g.keys["tensors"]}
-    frames = np.load(shared("golden/model_input.npz"))["input_int8"] * np.float32(g.cases["input_scale"])
-    g.frames, g.lengths = torch.tensor(frames).transpose(0, 1), torch.tensor(g.cases["input_lengths"])
-    g.expected = {k: torch.tensor(v) for k, v in np.load(shared("golden/model_expected.npz")).items()}
-    return g
+def golden(shared): return model_cases(shared)
 
 
 @pytest.mark.parametrize("law", ["cos", "hash"])

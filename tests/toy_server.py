@@ -97,3 +97,13 @@ def tar_bytes(*members, compress=True):
                 info.size = len(m[1])
                 tar.addfile(info, io.BytesIO(m[1]))
     return out.getvalue()
+
+
+def falls_silent(stop, after):
+    "What to do: the first answer says nothing more after so many bytes, until told to stop; the next ones are whole."
+    def behave(h, n):
+        if n > 1: return answer(h)
+        answer(h, cut=after)
+        h.wfile.flush()
+        stop.wait(20)
+    return behave
