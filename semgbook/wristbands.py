@@ -60,6 +60,11 @@ class ReadReport:
     @property
     def n_dirty(self): return self.skipped + self.several_active + self.none_active
 
+    def kept(self):
+        "What goes along with the recording: the same wherever the file lay."
+        name = Path(self.file).name
+        return {**asdict(self), "file": name, "problems": [p.replace(self.file, name) for p in self.problems]}
+
     def __str__(self):
         words = {"skipped": "skipped", "several_active": "with several fingers", "none_active": "without a finger", "gaps": "jumps in time",
                  "gap_s": "s missing there", "unfinished": "rows in the open last run"}
@@ -392,7 +397,7 @@ def write_recording(
     "One recording as a session of the common format."
     path.parent.mkdir(parents=True, exist_ok=True)
     right = (recording.signal - offsets).astype(np.float32)
-    extra = {"device": device, "conversion": code, "offsets": json.dumps(np.round(offsets, 6).tolist()), "read_report": json.dumps(asdict(recording.report))}
+    extra = {"device": device, "conversion": code, "offsets": json.dumps(np.round(offsets, 6).tolist()), "read_report": json.dumps(recording.report.kept())}
     both = np.stack([np.zeros_like(right), right], axis=1)
     return write_session(path, both, recording.times, *presses, name=name, user=user, rate_hz=RATE_HZ, attributes=extra)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from semgbook.repro import fingerprint
 from semgbook.session import open_session, read_signal, read_times
 from semgbook.wristbands import (FINGER_NAMES, GESTURE_KEYS, GESTURES, KAO_COLUMNS, FingerRecording, ReadReport, WristbandError, convert_kao, convert_myo,
                                  finger_presses, find_lines, find_myo_sessions, find_runs, interpolate_electrodes, keep_in_order, pick_finger, read_finger_csv,
@@ -307,6 +308,20 @@ def test_the_open_run_is_dropped_unless_asked_for():
 
 
 # Conversion --------------------------------------------------------------------------------------------------------------------
+
+def test_a_converted_session_is_the_same_wherever_its_table_lies(clean, tmp_path):
+    "No folder of this machine goes into the file, neither with the report nor with its complaints, so a run keeps its name elsewhere."
+    made = []
+    for place in ("here", "there"):
+        table = tmp_path / place / clean.name
+        table.parent.mkdir()
+        table.write_bytes(clean.read_bytes() + b"half a row\n")
+        made += convert_kao([table], tmp_path / place / "sessions", users=["ada"], tell=lambda report: None)
+    reports = [json.loads(open_session(path).attributes["read_report"]) for path in made]
+    assert reports[0]["skipped"] == 1 and reports[0]["problems"] and clean.name in reports[0]["problems"][0]
+    assert reports[0] == reports[1] and str(tmp_path) not in json.dumps(reports)
+    assert fingerprint(made[0]) == fingerprint(made[1])
+
 
 def test_converting_twice_writes_once_and_never_over_something_else(clean, tmp_path):
     out, reports = tmp_path / "out", []
