@@ -36,6 +36,12 @@ def test_confusions_count_every_edit(typed, read):
     assert table[table.typed != table.read].n.sum() == wrong <= count_errors(typed, read).edits
 
 
+def test_a_key_that_nobody_pressed_is_not_one_without_errors():
+    shares, told = viewers.key_errors(viewers.confusion([("aab", "ab")]))
+    share, words = (dict(zip(viewers.PLACES, x, strict=True)) for x in (shares, told))
+    assert (share["a"], share["b"]) == (50.0, 0.0) and np.isnan(share["q"]) and "pressed 0 times" in words["q"]
+
+
 def test_keyboard_tells_shares():
     table = viewers.confusion([("eeee the", "eeed te")])
     fig = viewers.keyboard_figure(table)
